@@ -1,0 +1,1 @@
+"""Values and contracts that every other room shares; imports nothing of Penstock above itself."""

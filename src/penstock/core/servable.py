@@ -1,0 +1,92 @@
+"""The contract between the runtime and a loaded model, and what a model tells about itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from penstock.core.messages import Parameter
+from penstock.core.tensor import Array, TensorSpec
+
+Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and gives, read from its file or declared; published as its metadata and checked."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    platform: str  # as metadata shows it, e.g. "onnxruntime_onnx", "python"
+    batchable: bool  # axis 0 of every input and output is the batch; requests may be joined along it
+    streaming: bool = False  # has `answer`, and a request may get any number of responses
+    inline_safe: bool = False  # library code only: releases the GIL or is short, never runs user code
+    concurrency: int = 1  # batches one worker may hold at once; above 1 only for asyncio models
+    metadata: Mapping[str, str] = field(default_factory=dict)  # framework versions, producer, …
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What an adapter is told when it loads. Everything is decided by the runtime; adapters decide nothing global."""
+
+    name: str
+    version: int
+    device: str = "cpu"  # "cpu" or "cuda:N"
+    device_fraction: float = 1.0  # share of the device's memory this worker may plan with
+    threads: int = 1  # compute threads at this worker's own priority
+    borrowed_threads: int = 0  # more threads, which must only take processor time nobody else wants (nice 19)
+    trusted: bool = False  # the user named this artifact with --trust: pickled files may be opened
+    options: Mapping[str, Parameter] = field(default_factory=dict)  # the adapter's own, from [models.NAME.options]
+    inputs: tuple[TensorSpec, ...] = ()  # declared by the user; overrides what the file says, or fills what it cannot
+    outputs: tuple[TensorSpec, ...] = ()
+
+
+class Servable(Protocol):
+    """A loaded model version, living in one worker (or inline in the front).
+
+    An implementer owes:
+    1. `signature` is final when `load` returns.
+    2. `predict` takes every declared, non-optional input, checked against the signature, and returns every declared
+       output. Inputs are read-only and die when it returns: copy what must live longer. Outputs may be views of its
+       own memory until the next call. With `signature.batchable`, output axis 0 equals input axis 0 and row i of the
+       output depends on row i of the inputs only.
+    3. `predict` may return an awaitable; then it is awaited on the worker's own loop.
+    4. An exception fails the batch, not the worker. `InvalidInput` blames the caller; anything else the model.
+    5. `close` frees what the process would not; it is called once, after the last call ended.
+    """
+
+    signature: Signature
+
+    def predict(self, inputs: Tensors, parameters: Mapping[str, Parameter]) -> Tensors | Awaitable[Tensors]: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class StreamingServable(Protocol):
+    """A Servable that can also answer one request with a stream. The iterator is closed when the client leaves."""
+
+    def answer(
+        self, inputs: Tensors, parameters: Mapping[str, Parameter]
+    ) -> Iterator[Tensors] | AsyncIterator[Tensors]: ...
+
+
+class Adapter(Protocol):
+    """One framework. A module in `runtime/adapters` named as its plug; see that folder's `__init__`.
+
+    An implementer owes:
+    1. `recognises` looks at names and at most a few bytes, imports nothing heavy, and never runs the artifact.
+    2. `load` imports the framework inside itself, raises `LoadError` with what to install when it is missing, and
+       opens pickled files only when `context.trusted`.
+    3. The same artifact and context give the same signature.
+    """
+
+    name: str
+    inline_safe: bool  # may the front process hold it? (library code that runs no user code)
+    preload: tuple[str, ...]  # modules the front may import early when this adapter may run inline
+
+    def recognises(self, path: Path) -> bool: ...
+
+    def load(self, path: Path, context: LoadContext) -> Servable: ...

@@ -1,0 +1,198 @@
+"""Wire bytes ⇄ core.messages, without I/O. One file per protocol; the file's name is the protocol's name in config.
+
+What an implementer owes:
+
+1. The module has `plug`, an object with the attributes of `HttpProtocol` or `GrpcProtocol`.
+2. Nothing here reads a socket, a clock or the environment, or blocks. The listener owns all bytes and time.
+3. `decode` raises an error of `core.errors` for anything malformed and lets no other exception out; bytes from a
+   client are never trusted for a size, a depth or a path.
+4. No protocol imports another. What two share is in `core`.
+5. Every route of a server is listed by `routes()`: the OpenAPI document, the authentication test and the router are
+   all made from that list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from penstock.core.door import Door
+from penstock.core.errors import PenstockError
+from penstock.core.messages import Request, Response
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a decoder allows. Sizes in bytes."""
+
+    json_depth: int = 64
+    tensor_bytes: int = 1 << 30
+    decompressed_bytes: int = 1 << 28
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """One whole HTTP request. Header names are lower case, as bytes; the path is percent-decoded and has no query."""
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    body: Buffer = b""
+    query: str = ""
+    match: Mapping[str, str] = field(default_factory=dict)  # the route's {names}
+    received: float = 0.0
+    limits: Limits = Limits()
+
+    def header(self, name: bytes, default: str = "") -> str:
+        """The text of a header, latin-1, or `default`."""
+        value = self.headers.get(name)
+        return default if value is None else value.decode("latin-1")
+
+
+@dataclass(slots=True)
+class HttpResponse:
+    """One whole HTTP response; the listener adds framing headers. `body` may be several parts, written in order."""
+
+    status: int
+    body: bytes | Sequence[bytes | memoryview] = b""
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Exchange(Protocol):
+    """One decoded inference call: the request, and how its caller wants the answer."""
+
+    request: Request
+
+    def encode(self, response: Response) -> HttpResponse: ...
+
+
+class StreamExchange(Protocol):
+    """One decoded streaming call. The listener writes `encode_item` of each answer and `encode_end` or `encode_error`
+    last; an error before the first item is answered as an ordinary HTTP error."""
+
+    request: Request
+    content_type: str
+
+    def encode_item(self, response: Response) -> bytes: ...
+
+    def encode_end(self) -> bytes: ...
+
+    def encode_error(self, error: PenstockError) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class InferRoute:
+    """A path that answers one inference. `{name}` in the pattern matches one or more characters except '/'."""
+
+    method: str
+    pattern: str
+    decode: Callable[[HttpRequest, Door], Exchange]
+    summary: str
+    openapi: Mapping[str, object] = field(default_factory=dict)  # operation object: requestBody, responses, …
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRoute:
+    """A path that answers a stream (server-sent events)."""
+
+    method: str
+    pattern: str
+    decode: Callable[[HttpRequest, Door], StreamExchange]
+    summary: str
+    openapi: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CallRoute:
+    """Everything else: health, metadata, repository, settings. `public` routes need no API key (health only)."""
+
+    method: str
+    pattern: str
+    handle: Callable[[HttpRequest, Door], Awaitable[HttpResponse]]
+    summary: str
+    public: bool = False
+    openapi: Mapping[str, object] = field(default_factory=dict)
+
+
+Route = InferRoute | StreamRoute | CallRoute
+
+
+class HttpProtocol(Protocol):
+    """A protocol over HTTP."""
+
+    name: str
+    title: str
+
+    def routes(self) -> Sequence[Route]: ...
+
+    def encode_error(self, error: PenstockError, request: HttpRequest) -> HttpResponse: ...
+
+
+@dataclass(slots=True)
+class GrpcRequest:
+    """One gRPC message as it came. Metadata keys are lower case; `deadline` is monotonic seconds or infinity."""
+
+    data: bytes
+    metadata: Mapping[str, str]
+    deadline: float
+    received: float
+    limits: Limits = Limits()
+
+
+class GrpcExchange(Protocol):
+    """One decoded inference call over gRPC."""
+
+    request: Request
+
+    def encode(self, response: Response) -> bytes: ...
+
+
+class GrpcStreamExchange(Protocol):
+    """One message of a bidirectional stream. What `encode_*` returns is sent if it is not None."""
+
+    request: Request
+
+    def encode_item(self, response: Response) -> bytes | None: ...
+
+    def encode_end(self) -> bytes | None: ...
+
+    def encode_error(self, error: PenstockError) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcInfer:
+    """A unary inference method."""
+
+    name: str
+    decode: Callable[[GrpcRequest, Door], GrpcExchange]
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcStream:
+    """A bidirectional streaming inference method: each incoming message is one request, answered by any number."""
+
+    name: str
+    decode: Callable[[GrpcRequest, Door], GrpcStreamExchange]
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcCall:
+    """Every other unary method."""
+
+    name: str
+    handle: Callable[[GrpcRequest, Door], Awaitable[bytes]]
+
+
+class GrpcProtocol(Protocol):
+    """A gRPC service. `file_descriptors` are serialized FileDescriptorProtos for reflection, dependencies first."""
+
+    name: str
+    service: str
+
+    def methods(self) -> Sequence[GrpcInfer | GrpcStream | GrpcCall]: ...
+
+    def file_descriptors(self) -> Sequence[bytes]: ...

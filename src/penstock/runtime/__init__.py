@@ -1,0 +1,1 @@
+"""One replica: loads models and answers requests. Imports nothing of the fleet."""
