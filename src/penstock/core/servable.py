@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from penstock.core.declare import Batch
 from penstock.core.messages import Parameter
 from penstock.core.tensor import Array, TensorSpec
 
@@ -25,6 +26,7 @@ class Signature:
     inline_safe: bool = False  # library code only: releases the GIL or is short, never runs user code
     concurrency: int = 1  # batches one worker may hold at once; above 1 only for asyncio models
     metadata: Mapping[str, str] = field(default_factory=dict)  # framework versions, producer, …
+    batch: Batch | None = None  # declared in the model's code; the user's options come before it
 
 
 @dataclass(frozen=True, slots=True)
