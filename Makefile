@@ -1,0 +1,82 @@
+# Everything a newcomer or a CI machine needs: a Linux machine with Python 3.11 or newer and make.
+#
+#   make serve    install Penstock into .venv and serve the digits example
+#   make test     format check, lint, types, import contract, all tests
+#   make check    the same with unit and property tests only: under a minute, for every commit
+#   make bench    the load generator against the digits example
+#   make docs     regenerate the pages that are made from code
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= examples/digits
+ARGS ?=
+
+# The first interpreter that is new enough; PYTHON=/path/to/python overrides.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$p"; break; fi; done)
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help serve test check bench docs format lint types contract unit clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Penstock needs Python 3.11 or newer, and none was found on PATH (python3 is $$(python3 -V 2>&1 || true))." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; fi
+	@if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "Penstock needs Python 3.11 or newer; $(PYTHON) is $$("$(PYTHON)" -V 2>&1 || true)." >&2; exit 1; fi
+	@if ! "$(PYTHON)" -m venv $(VENV); then rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; fi
+
+# Stamps: an install is repeated only when pyproject.toml has changed since.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing penstock into $(VENV) …" >&2
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing penstock and its tests' packages into $(VENV) …" >&2
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install --editable '.[all]' --group dev
+	@touch $@ $(VENV)/.installed
+
+serve: $(VENV)/.installed
+	@exec $(BIN)/penstock serve $(MODEL) $(ARGS)
+
+bench: $(VENV)/.installed
+	@exec $(BIN)/python -m penstock.cli.bench $(MODEL) $(ARGS)
+
+format: $(VENV)/.installed-dev
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+
+types: $(VENV)/.installed-dev
+	@$(BIN)/mypy
+
+contract: $(VENV)/.installed-dev
+	@$(BIN)/lint-imports
+
+check: lint types contract
+	@$(BIN)/pytest -q tests/unit tests/property $(ARGS)
+
+test: lint types contract
+	@$(BIN)/pytest -q $(ARGS)
+
+docs: $(VENV)/.installed-dev
+	@$(BIN)/penstock config --markdown > docs/configuration.md
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
