@@ -1,0 +1,172 @@
+"""From what the user wrote, in every place it may be written, to the options of one server and its models.
+
+Strongest first, for the server: flags, environment, file `[server]`. For a model: flags, environment, file
+`[models.NAME]`, what its own files say (a foreign repository's settings), file `[defaults]`. Nothing here reads the
+environment or parses a file: `config` does, and the caller hands both in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from penstock.config import ConfigFile, Layer, Resolved, environment_layers, options_of, resolve
+from penstock.core.errors import InvalidInput
+from penstock.runtime.options import ModelOptions, ServerOptions, check_model, check_server
+
+Recognise = Callable[[str], Sequence[ModelOptions]]
+"""What a PATH holds: one entry per model. Raises NotFound, InvalidInput."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one start of a server was given. `origin` names the place of `server` and `model`: flags, or Python.
+
+    `paths` are models to serve, `trust` those of them whose pickled files may be opened. `server` and `model` are
+    option values, as text or typed; None leaves an option unset.
+    """
+
+    paths: Sequence[str] = ()
+    server: Mapping[str, object] = field(default_factory=dict)
+    model: Mapping[str, object] = field(default_factory=dict)
+    trust: Sequence[str] = ()
+    origin: str = "flag {flag}"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One server's effective options, each with its origin. Models in the order given, then the file's."""
+
+    server: Resolved[ServerOptions]
+    models: tuple[Resolved[ModelOptions], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One model before its options are put together."""
+
+    options: ModelOptions
+    origin: str
+    trusted_by: str  # the --trust value that names it, or ""
+
+
+def assemble(written: Written, file: ConfigFile, environ: Mapping[str, str], recognise: Recognise) -> Configuration:
+    """The effective options.
+
+    Raises:
+        InvalidInput: an option is unknown, wrong, or cannot take effect; two models share a name; a table of the file
+            or a trusted path belongs to no model.
+        NotFound: a path is not there.
+    """
+    from_server_env, from_model_env = environment_layers(ServerOptions, ModelOptions, environ)
+    server = resolve(
+        ServerOptions, [Layer(written.origin, written.server), from_server_env, file.layer("server", file.server)]
+    )
+    check_server(server)
+
+    found = list(_find(written, file, recognise))
+    flags = {name: value for name, value in written.model.items() if value is not None}
+    _check_individual(flags, found, written.origin)
+    _check_defaults(file)
+    _check_trust(written.trust, found)
+    models = []
+    for each in found:
+        name = str(flags.get("name", each.options.name))
+        layers = [Layer(written.origin, flags)]
+        if each.trusted_by:
+            layers.append(Layer(f"{Layer(written.origin, {}).where('trust')} {each.trusted_by}", {"trust": True}))
+        table = {key: value for key, value in file.models.get(name, {}).items() if key != "path"}
+        layers += [
+            from_model_env,
+            file.layer(f"models.{name}", table),
+            Layer(each.origin, _not_default(each.options)),
+            file.layer("defaults", file.defaults),
+        ]
+        model = resolve(ModelOptions, layers)
+        check_model(model)
+        models.append(model)
+    _check_names(models, file)
+    return Configuration(server, tuple(models))
+
+
+def _find(written: Written, file: ConfigFile, recognise: Recognise) -> Iterator[_Found]:
+    """Every model that a path given, or a table of the file, leads to."""
+    names = set()
+    for path in written.paths:
+        for options in recognise(path):
+            names.add(str(written.model.get("name") or options.name))
+            yield _Found(options, f"path {path}", _trusted(written.trust, path, options.path))
+    for name, table in file.models.items():
+        written_path = table.get("path")
+        if written_path is None or name in names:
+            continue
+        if not isinstance(written_path, str):
+            raise InvalidInput(f"file {file.path} [models.{name}]: path is {written_path!r}; write text")
+        place = str((file.path or Path()).parent / written_path)
+        entries = recognise(place)
+        if len(entries) != 1:
+            several = ", ".join(entry.name for entry in entries) or "none"
+            raise InvalidInput(
+                f"file {file.path} [models.{name}]: {written_path} holds several models ({several}); name the folder of one, "
+                "or give the whole folder to `penstock serve`"
+            )
+        options = dataclasses.replace(entries[0], name=name)
+        yield _Found(options, f"file {file.path} [models.{name}]", _trusted(written.trust, place, options.path))
+
+
+def _trusted(trust: Sequence[str], *paths: str) -> str:
+    return next((each for each in trust if any(_same(each, path) for path in paths)), "")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two paths, each perhaps with `:Name` behind it, are the same place."""
+    return bool(one and other) and (one == other or Path(one).resolve() == Path(other).resolve())
+
+
+def _not_default(options: ModelOptions) -> Mapping[str, object]:
+    return {
+        name: value
+        for name, each in options_of(ModelOptions).items()
+        if (value := getattr(options, name)) != each.default
+    }
+
+
+def _check_individual(flags: Mapping[str, object], found: Sequence[_Found], origin: str) -> None:
+    if len(found) == 1:
+        return
+    for name, option in options_of(ModelOptions).items():
+        if option.individual and name in flags:
+            where = Layer(origin, {}).where(name)
+            raise InvalidInput(
+                f"{where}: is for one model, and there are {len(found)}; write it in the file's [models.NAME]"
+            )
+
+
+def _check_defaults(file: ConfigFile) -> None:
+    for name, option in options_of(ModelOptions).items():
+        if option.individual and name in file.defaults:
+            raise InvalidInput(f"file {file.path} [defaults]: {name} is for one model; write it in [models.NAME]")
+
+
+def _check_trust(trust: Sequence[str], found: Sequence[_Found]) -> None:
+    for path in trust:
+        if not any(each.trusted_by and _same(each.trusted_by, path) for each in found):
+            served = ", ".join(each.options.path for each in found) or "nothing"
+            raise InvalidInput(f"trust: {path} is none of the models served ({served}); name a model's own path")
+
+
+def _check_names(models: Sequence[Resolved[ModelOptions]], file: ConfigFile) -> None:
+    places: dict[str, str] = {}
+    for model in models:
+        name, path = model.value.name, model.value.path
+        if name in places:
+            raise InvalidInput(f"two models are called '{name}': {places[name]} and {path}; rename one with name")
+        places[name] = path
+    for name in file.models:
+        if name not in places:
+            raise InvalidInput(
+                f"file {file.path} [models.{name}]: has no path, and no path given holds a model '{name}' "
+                f"({', '.join(places) or 'there are none'}); add path, or remove the table"
+            )
