@@ -152,7 +152,8 @@ class GrpcExchange(Protocol):
 
 
 class GrpcStreamExchange(Protocol):
-    """One message of a bidirectional stream. What `encode_*` returns is sent if it is not None."""
+    """One message of a bidirectional stream. What `encode_*` returns is sent if it is not None; when `encode_error`
+    returns None, the whole call ends with the error's status."""
 
     request: Request
 
@@ -160,7 +161,7 @@ class GrpcStreamExchange(Protocol):
 
     def encode_end(self) -> bytes | None: ...
 
-    def encode_error(self, error: PenstockError) -> bytes: ...
+    def encode_error(self, error: PenstockError) -> bytes | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,7 @@ class GrpcStream:
 
     name: str
     decode: Callable[[GrpcRequest, Door], GrpcStreamExchange]
+    encode_error: Callable[[PenstockError, GrpcRequest], bytes | None]  # of a message that `decode` refused
 
 
 @dataclass(frozen=True, slots=True)
