@@ -192,7 +192,11 @@ class _Switch(logging.Filter):
 
 class _Handler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:
-        """Drops the line: a full disk or a closed terminal must not stop, or fill up, a server."""
+        """Drops the line: a full disk or a closed terminal must not stop a server. What could not be formatted is a
+        mistake of ours and leaves a trace."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            with contextlib.suppress(OSError, ValueError):
+                self.stream.write(_plain(f"unreadable log line from {record.name}: {record.msg!r:.200}") + "\n")
 
 
 class JsonFormatter(logging.Formatter):
@@ -204,8 +208,9 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": _cut(record.getMessage()),
-            **_fields(record),
         }
+        for name, value in _fields(record).items():
+            line[f"{name}_" if name in line else name] = value
         failure = _traceback(record)
         if failure:
             line["exception"] = failure
@@ -261,7 +266,8 @@ def _cut(text: str) -> str:
 
 def _shown(value: object) -> str:
     text = value if isinstance(value, str) else str(value)
-    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
+    bare = text and text.isprintable() and not set(text) & set(' "=')
+    return text if bare else _plain(json.dumps(text, ensure_ascii=False))
 
 
 def _plain(text: str) -> str:
