@@ -1,0 +1,155 @@
+"""The worker of asyncio servables: several batches and streams under way at once, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import time
+from collections.abc import AsyncGenerator
+
+from penstock.core.errors import Cancelled, DeadlineExceeded
+from penstock.core.servable import Servable, StreamingServable, Tensors
+from penstock.runtime.workers import answers, frame
+from penstock.runtime.workers.channel import Channel, Received
+from penstock.runtime.workers.child import Flow, failed
+
+
+def serve(channel: Channel, servable: Servable) -> None:
+    """Returns when told to close and everything held is answered, or when the front is gone."""
+    asyncio.run(Server(channel, servable).serve())
+
+
+class Server:
+    """One task for each batch or stream."""
+
+    def __init__(self, channel: Channel, servable: Servable) -> None:
+        self._channel = channel
+        self._servable = servable
+        self._jobs: dict[int, tuple[asyncio.Task[None], AsyncFlow]] = {}
+        self._closing = asyncio.Event()
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._channel.fileno(), self._readable)
+        await self._closing.wait()
+        while self._jobs:
+            await asyncio.wait([task for task, _ in self._jobs.values()])
+        loop.remove_reader(self._channel.fileno())
+
+    def _readable(self) -> None:
+        for _ in range(64):  # then other callbacks get their turn
+            try:
+                received = self._channel.receive(wait=False)
+            except BlockingIOError:
+                return
+            if received is None:
+                self._channel_lost()
+                return
+            self._take(received)
+
+    def _take(self, received: Received) -> None:
+        message = received.message
+        if isinstance(message, frame.Run):
+            self._channel.release(received.slot)
+            flow = AsyncFlow()
+            task = asyncio.get_running_loop().create_task(self._work(message, received, flow))
+            self._jobs[message.id] = task, flow
+        elif isinstance(message, frame.Credit):
+            job = self._jobs.get(message.id)
+            if job is not None:
+                job[1].taken = max(job[1].taken, message.taken)
+                job[1].moved.set()
+        elif isinstance(message, frame.Cancel):
+            job = self._jobs.get(message.id)
+            if job is not None:
+                job[1].cancelled = True
+                job[0].cancel()
+        elif isinstance(message, frame.Close):
+            self._closing.set()
+
+    def _channel_lost(self) -> None:
+        for task, flow in self._jobs.values():
+            flow.cancelled = True
+            task.cancel()
+        self._jobs.clear()
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        self._closing.set()
+
+    async def _work(self, run: frame.Run, received: Received, flow: AsyncFlow) -> None:
+        try:
+            inputs = frame.unpack(run.tensors, received.payload, owned=False)
+            left_s = run.deadline - time.monotonic()
+            limit = asyncio.timeout(left_s if left_s != float("inf") else None)
+            try:
+                async with limit:
+                    if run.stream:
+                        await self._answer(run, received.slot, inputs, flow)
+                    else:
+                        await self._predict(run, received.slot, inputs)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise DeadlineExceeded("the deadline passed while the model computed") from None
+        except BaseException as error:  # user code's SystemExit and KeyboardInterrupt must not end the loop
+            if isinstance(error, asyncio.CancelledError) and flow.cancelled:
+                error = Cancelled("the caller left")
+            # The front may be gone by now; the reader sees to that.
+            with contextlib.suppress(OSError):
+                self._channel.send(failed(run.id, error), received.slot)
+        finally:
+            self._jobs.pop(run.id, None)
+
+    async def _predict(self, run: frame.Run, slot: int, inputs: Tensors) -> None:
+        entered = time.monotonic()
+        returned = self._servable.predict(inputs, run.parameters)
+        if inspect.isawaitable(returned):
+            returned = await returned
+        outputs = answers.checked(returned, self._servable.signature, run.rows)
+        left = time.monotonic()
+        payload = frame.pack((outputs,))
+        self._channel.send(frame.Result(run.id, payload.heads, entered, left), slot, payload)
+
+    async def _answer(self, run: frame.Run, slot: int, inputs: Tensors, flow: AsyncFlow) -> None:
+        items = self._items(run, inputs)
+        async with contextlib.aclosing(items):
+            async for item in items:
+                if flow.cancelled:  # user code that swallowed the cancellation
+                    break
+                payload = frame.pack((answers.checked(item, self._servable.signature, -1),))
+                message = frame.Item(run.id, payload.heads)
+                shared = self._channel.shares(message, payload)
+                while not flow.may_send(shared):
+                    flow.moved.clear()
+                    await flow.moved.wait()
+                self._channel.send(message, slot, payload)
+                flow.sent(shared)
+        self._channel.send(frame.End(run.id), slot)
+
+    async def _items(self, run: frame.Run, inputs: Tensors) -> AsyncGenerator[object]:
+        if not isinstance(self._servable, StreamingServable):
+            one = self._servable.predict(inputs, run.parameters)
+            yield await one if inspect.isawaitable(one) else one
+            return
+        answer = self._servable.answer(inputs, run.parameters)
+        close = getattr(answer, "aclose", None) or getattr(answer, "close", None)
+        try:
+            if hasattr(answer, "__aiter__"):
+                async for item in answer:
+                    yield item
+            else:
+                for item in answer:
+                    yield item
+                    await asyncio.sleep(0)  # a cancel and the other streams get their turn
+        finally:
+            closed = close() if close is not None else None
+            if inspect.isawaitable(closed):
+                await closed
+
+
+class AsyncFlow(Flow):
+    """A Flow that can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = asyncio.Event()

@@ -1,0 +1,487 @@
+"""A worker process as the front sees it: an Executor with a process behind it.
+
+Theory of operation. Everything here happens on the front's event loop and nothing blocks. The process is `loading`
+until it says what it has loaded, then `ready`, then `stopping` when it was asked to end, and at last `gone`. However
+it ends, the one place that notices is `_exited`: it takes in the answers that were still on the way, fails all that is
+left with WorkerLost, reaps the process with all it started, closes what was shared, and calls whoever asked to know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from penstock.core.errors import Internal, LoadError, Overloaded, PenstockError, WorkerLost, rebuild
+from penstock.core.messages import NO_DEADLINE, Parameter
+from penstock.core.servable import Signature, Tensors
+from penstock.runtime.workers import Batch, BatchResult, Done, frame
+from penstock.runtime.workers.cgroup import oom_kills
+from penstock.runtime.workers.channel import Channel, Received
+from penstock.runtime.workers.frame import LoadSpec
+from penstock.runtime.workers.launch import Launched, cause_of, launch
+from penstock.runtime.workers.relay import Allowance, Relay
+from penstock.runtime.workers.stream import Inbox, Stream
+
+log = logging.getLogger("penstock.worker")
+
+_MOST_SLOTS = 1024
+_MESSAGES_PER_TURN = 32  # then other callbacks of the loop get their turn
+_CREDIT_EVERY = 2  # half of the worker's window of items: it need never wait for a reader that keeps up
+_LONGEST_LOOK_S = 2.0  # between two looks the front itself may have been stopped; that is not the worker's silence
+_EXIT_S = 1.0  # from closing the socket to being gone
+
+
+@dataclass(slots=True)
+class _Held:
+    """One batch or stream that the process works on."""
+
+    slot: int
+    started: float
+    deadline: float
+    done: Done | None
+    inbox: Inbox | None
+    shared: bool = False  # its items come through shared memory, so each must be taken before the next
+
+
+class WorkerProcess:
+    """One worker process. Made by `start`; all methods belong to the loop it was started on."""
+
+    signature: Signature
+
+    def __init__(self, spec: LoadSpec, python: str) -> None:
+        self.spec = spec
+        self.device = spec.context.device
+        self.pid = 0
+        self.load_s = 0.0
+        self.batches = 0
+        self.state = "loading"
+        self.cause = ""  # why it ended, for people
+        self._python = python
+        self._held: dict[int, _Held] = {}
+        self._slots: list[int] = []
+        self._ids = 0
+        self._exit_callbacks: list[Callable[[], None]] = []
+        self._free_callbacks: list[Callable[[], None]] = []
+        self._errors_logged = Allowance(per_s=5.0, burst=20.0)
+        self._pulse, self._silent_s, self._looked_at = 0, 0.0, time.monotonic()
+        self._killed_because = ""
+        self._kill_timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def start(
+        cls, spec: LoadSpec, *, python: str = sys.executable, load_timeout_s: float = 300.0
+    ) -> WorkerProcess:
+        """A process that has loaded `spec` and is ready for batches.
+
+        Raises:
+            LoadError: the adapter's message; or how the process ended, with its last lines; or the time was up.
+        """
+        worker = cls(spec, python)
+        began = time.monotonic()
+        try:
+            worker._launch()
+        except OSError as error:
+            raise LoadError(f"cannot start a worker process with {python}: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(load_timeout_s):
+                await worker._loaded
+        except TimeoutError:
+            await worker._end("the time to load was up")
+            raise LoadError(f"did not load within {load_timeout_s:g} s{worker._last_lines()}") from None
+        except BaseException:
+            await worker._end("it could not be loaded")
+            raise
+        worker.load_s = time.monotonic() - began
+        return worker
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._slots) if self.state == "ready" else 0
+
+    @property
+    def exited(self) -> bool:
+        return self.state == "gone"
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory; 0 when the process is gone."""
+        try:
+            with open(f"/proc/{self.pid}/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    def on_exit(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called once when the process is gone, however it ended."""
+        if self.state == "gone":
+            self._loop.call_soon(callback)
+        else:
+            self._exit_callbacks.append(callback)
+
+    def on_free(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called each time that a stream gives its slot back (a batch's `done` says so itself)."""
+        self._free_callbacks.append(callback)
+
+    def run(self, batch: Batch, done: Done) -> None:
+        """Sends a batch; `done` is called later. There must be a free slot."""
+        rows = batch.rows + batch.pad_rows if batch.joined else -1
+        held = _Held(-1, time.monotonic(), batch.deadline, done, None)
+        error = self._submit(held, batch.parts, batch.pad_rows, batch.parameters, rows)
+        if error is not None:
+            self._loop.call_soon(done, error)
+
+    def stream(
+        self, inputs: Tensors, parameters: Mapping[str, Parameter], deadline: float = NO_DEADLINE
+    ) -> Stream:  # fmt: skip
+        """The answers to one request. The slot is taken at once, and is free again when the model has stopped."""
+        number = self._ids + 1
+        inbox = Inbox(lambda taken: self._took(number, taken), lambda: self._abandon(number))
+        error = self._submit(_Held(-1, time.monotonic(), deadline, None, inbox), (inputs,), 0, parameters, -1)
+        if error is not None:
+            inbox.finish(error)
+        return Stream(inbox)
+
+    def silence_s(self, now: float) -> float:
+        """How long the process has not been seen to run. Call it at least every two seconds: time in which nobody
+        looked counts for no more than that, so that a front that was stopped itself does not blame its workers."""
+        if self.state == "gone":
+            return 0.0
+        (pulse,) = struct.unpack_from("<Q", self._launched.pulse)
+        if pulse != self._pulse:
+            self._pulse, self._silent_s = pulse, 0.0
+        else:
+            self._silent_s += min(max(0.0, now - self._looked_at), _LONGEST_LOOK_S)
+        self._looked_at = now
+        return self._silent_s
+
+    def overdue_s(self, now: float) -> float:
+        """How far the process is beyond the deadline of what it works on, at most; 0 when it is not. What nobody
+        waits for any more is due at once."""
+        return max((now - held.deadline for held in self._held.values()), default=0.0) if self._held else 0.0
+
+    def dump_stacks(self) -> None:
+        """Has the process write the stacks of all its threads to the log, even if native code holds the interpreter."""
+        if self.state != "gone":
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGUSR1)
+
+    def kill(self, reason: str = "") -> None:
+        """Ends the process and all it started, at once. What it holds fails with WorkerLost."""
+        if self.state != "gone":
+            self._killed_because = self._killed_because or reason or "it was stuck and had to be killed"
+            # Not yet reaped, so the numbers are still its own.
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def close(self, grace_s: float) -> None:
+        """Returns when the process is gone: it finishes what it holds within `grace_s`, else it is killed."""
+        if self.state == "gone":
+            return
+        self.state = "stopping"
+        with contextlib.suppress(OSError):
+            self._channel.send(frame.Close())
+            self._watch_outbox()
+        try:
+            async with asyncio.timeout(max(0.0, grace_s)):
+                await asyncio.shield(self._gone)
+        except TimeoutError:
+            await self._end("the time to finish was up")
+        except BaseException:
+            self.kill("closing was given up")
+            raise
+
+    # Sending
+
+    def _submit(
+        self,
+        held: _Held,
+        parts: Sequence[Tensors],
+        pad_rows: int,
+        parameters: Mapping[str, Parameter] | None,
+        rows: int,
+    ) -> PenstockError | None:
+        self._ids += 1
+        if self.state != "ready":
+            return WorkerLost(self._lost_message() if self.state == "gone" else "the worker is stopping")
+        slot = held.slot = self._slots.pop()
+        try:
+            payload = frame.pack(parts, pad_rows)
+            message = frame.Run(
+                self._ids, payload.heads, frame.parameters_of(parameters), rows, held.deadline, held.inbox is not None
+            )
+            self._channel.send(message, slot, payload)
+        except PenstockError as error:
+            self._slots.append(slot)
+            return error
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has just died: `_exited` fails this with the rest
+        except OSError as error:
+            self._slots.append(slot)
+            return Overloaded(f"no room to hand the batch to the worker: {error.strerror}")
+        except Exception as error:  # inputs that are not what the batcher promises
+            log.exception("batch_not_sent", extra=self._fields())
+            self._slots.append(slot)
+            return Internal(f"the batch could not be handed to the worker: {type(error).__name__}")
+        self._held[self._ids] = held
+        if self._channel.outbox:
+            self._watch_outbox()
+        return None
+
+    def _took(self, number: int, taken: int) -> None:
+        held = self._held.get(number)
+        if held is not None and (held.shared or taken % _CREDIT_EVERY == 0):
+            self._tell(frame.Credit(number, taken))
+
+    def _abandon(self, number: int) -> None:
+        held = self._held.get(number)
+        if held is not None:
+            held.deadline = min(held.deadline, time.monotonic())
+            self._tell(frame.Cancel(number))
+
+    def _tell(self, message: frame.Message) -> None:
+        with contextlib.suppress(OSError):  # it has just died: `_exited` sees to everything
+            self._channel.send(message)
+            self._watch_outbox()
+
+    def _watch_outbox(self) -> None:
+        if self._channel.outbox:
+            self._loop.add_writer(self._channel.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        try:
+            empty = self._channel.flush()
+        except OSError:
+            empty = True
+        if empty:
+            self._loop.remove_writer(self._channel.fileno())
+
+    # Receiving
+
+    def _readable(self) -> None:
+        for _ in range(_MESSAGES_PER_TURN):
+            if not self._receive():
+                return
+            if len(self._held) < 2 and not self._streaming():
+                return  # nothing more can have come; asking again would cost a system call
+
+    def _streaming(self) -> bool:
+        return any(held.inbox is not None for held in self._held.values())
+
+    def _receive(self) -> bool:
+        """Takes in one message; False when there is none."""
+        try:
+            received = self._channel.receive()
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True  # it died with messages unread; its own last ones come after this
+        except PenstockError as error:
+            log.error("worker_garbled", extra={**self._fields(), "error": str(error)})
+            self._hung_up("it sent what cannot be read")
+            return False
+        except OSError:
+            received = None
+        if received is None:
+            self._hung_up("it closed its connection")
+            return False
+        try:
+            self._take(received)
+        except PenstockError as error:
+            log.error("worker_garbled", extra={**self._fields(), "error": str(error)})
+            self._hung_up("it sent what cannot be read")
+            return False
+        return True
+
+    def _take(self, received: Received) -> None:
+        message = received.message
+        if isinstance(message, frame.Result):
+            self._result(message, received)
+        elif isinstance(message, frame.Item):
+            held = self._held.get(message.id)
+            if held is not None and held.inbox is not None and not held.inbox.ended:
+                held.shared = held.shared or received.shared
+                held.inbox.feed(frame.unpack(message.tensors, received.payload, owned=received.shared))
+        elif isinstance(message, frame.End):
+            self._finish(message.id, None)
+        elif isinstance(message, frame.Failed):
+            if message.trace:
+                self._log_error(message)
+            self._finish(message.id, rebuild(message.kind, message.message, message.retry_after_s))
+        elif isinstance(message, frame.Loaded):
+            self.signature = message.signature
+            self._slots = list(range(min(_MOST_SLOTS, max(1, message.signature.concurrency)) - 1, -1, -1))
+            self.state = "ready" if self.state == "loading" else self.state
+            if not self._loaded.done():
+                self._loaded.set_result(None)
+        elif isinstance(message, frame.LoadFailed):
+            log.error("load_failed\n%s", message.trace, extra=self._fields())
+            if not self._loaded.done():
+                self._loaded.set_exception(LoadError(message.message))
+        else:
+            raise Internal(f"a worker sent a {type(message).__name__}")
+
+    def _result(self, message: frame.Result, received: Received) -> None:
+        held = self._held.get(message.id)
+        if held is None or held.done is None:
+            raise Internal("a worker answered what it was not asked")
+        outputs = frame.unpack(message.tensors, received.payload, owned=received.shared)
+        del self._held[message.id]
+        self._release(held.slot)
+        self.batches += 1
+        self._call(
+            held.done,
+            BatchResult(
+                outputs,
+                max(0.0, message.entered - held.started),
+                max(0.0, message.left - message.entered),
+                max(0.0, time.monotonic() - message.left),
+            ),
+        )
+
+    def _finish(self, number: int, error: PenstockError | None) -> None:
+        held = self._held.pop(number, None)
+        if held is None:
+            raise Internal("a worker answered what it was not asked")
+        self._release(held.slot)
+        if held.done is not None:
+            self.batches += 1
+            self._call(held.done, error or Internal("the worker ended a batch without an answer"))
+        elif held.inbox is not None:
+            held.inbox.finish(error)
+            for callback in self._free_callbacks:
+                self._loop.call_soon(callback)
+
+    def _release(self, slot: int) -> None:
+        self._slots.append(slot)
+        self._channel.release(slot)
+
+    def _call(self, done: Done, outcome: BatchResult | PenstockError) -> None:
+        try:
+            done(outcome)
+        except Exception:
+            log.exception("done_callback_failed", extra=self._fields())
+
+    def _log_error(self, message: frame.Failed) -> None:
+        if self._errors_logged.take():
+            skipped, self._errors_logged.refused = self._errors_logged.refused, 0
+            log.error("model_error\n%s", message.trace, extra={**self._fields(), "skipped": skipped})
+
+    # Beginning and end
+
+    def _launch(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[None] = self._loop.create_future()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._oom_kills = oom_kills()
+        self._launched: Launched = launch(self.spec, self._python)
+        self.pid = self._launched.process.pid
+        self._channel = Channel(self._launched.doorbell, front=True)
+        self._relays = [
+            Relay(self._launched.stdout, logging.INFO, self._fields() | {"stream": "stdout"}),
+            Relay(self._launched.stderr, logging.WARNING, self._fields() | {"stream": "stderr"}),
+        ]
+        for relay in self._relays:
+            self._loop.add_reader(relay.fd, self._relay, relay)
+        self._loop.add_reader(self._channel.fileno(), self._readable)
+        if self._launched.pidfd is not None:
+            self._loop.add_reader(self._launched.pidfd, self._exited)
+        self._tell(frame.Load(self.spec))
+
+    def _fields(self) -> dict[str, object]:
+        context = self.spec.context
+        return {"model": context.name, "version": context.version, "pid": self.pid}
+
+    def _relay(self, relay: Relay) -> None:
+        if relay.read() < 0:
+            self._loop.remove_reader(relay.fd)
+
+    def _hung_up(self, reason: str) -> None:
+        """The link is of no more use. A process that has just died needs no kill; any other gets one."""
+        self._loop.remove_reader(self._channel.fileno())
+        if self.state == "ready":
+            self.state = "stopping"
+        if self._launched.pidfd is None:
+            self._poll_exit(time.monotonic() + _EXIT_S, reason)
+        else:
+            self._kill_timer = self._loop.call_later(_EXIT_S, self.kill, reason)
+
+    def _poll_exit(self, patience_until: float, reason: str) -> None:
+        """Without a process descriptor: looks whether it is gone."""
+        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            self._exited()
+            return
+        if time.monotonic() > patience_until:
+            self.kill(reason)
+        self._loop.call_later(0.02, self._poll_exit, patience_until, reason)
+
+    def _exited(self) -> None:
+        """The process is dead and not yet reaped."""
+        if self.state == "gone":
+            return
+        for _ in range(2 * _MOST_SLOTS):
+            if not self._receive():
+                break
+        with contextlib.suppress(OSError):  # what it started and left behind
+            os.killpg(self.pid, signal.SIGKILL)
+        code = self._launched.process.wait()
+        asked = self.state == "stopping" and not code
+        if self._killed_because:
+            self.cause = self._killed_because
+        else:
+            self.cause = cause_of(code, out_of_memory=oom_kills() > self._oom_kills)
+        self.state = "gone"
+        self._close_all()
+        if not asked:
+            log.warning("worker_ended", extra={**self._fields(), "cause": self.cause})
+        held, self._held, self._slots = self._held, {}, []
+        for one in held.values():
+            error = WorkerLost(self._lost_message())
+            if one.done is not None:
+                self._call(one.done, error)
+            elif one.inbox is not None:
+                one.inbox.finish(error)
+        if not self._loaded.done():
+            self._loaded.set_exception(LoadError(f"the worker ended while it loaded: {self.cause}{self._last_lines()}"))
+        self._gone.set_result(None)
+        callbacks, self._exit_callbacks, self._free_callbacks = self._exit_callbacks, [], []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                log.exception("exit_callback_failed", extra=self._fields())
+
+    def _close_all(self) -> None:
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.remove_writer(self._channel.fileno())
+        self._channel.close()
+        for relay in self._relays:
+            self._loop.remove_reader(relay.fd)
+            relay.close()
+        self._launched.pulse.close()
+        if self._launched.pidfd is not None:
+            self._loop.remove_reader(self._launched.pidfd)
+            os.close(self._launched.pidfd)
+
+    async def _end(self, reason: str) -> None:
+        self.kill(reason)
+        await asyncio.shield(self._gone)
+        if self._loaded.done() and not self._loaded.cancelled():
+            self._loaded.exception()  # seen: no warning about an exception nobody fetched
+
+    def _lost_message(self) -> str:
+        context = self.spec.context
+        return f"the worker of model '{context.name}' version {context.version} was lost: {self.cause}"
+
+    def _last_lines(self) -> str:
+        lines = [line for relay in self._relays for line in relay.tail][-10:]
+        return "; its last lines:\n" + "\n".join(lines) if lines else ""

@@ -1,0 +1,82 @@
+"""The front's end of one stream: items that came, and the iterator that hands them out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from penstock.core.errors import PenstockError
+from penstock.core.servable import Tensors
+
+
+class Inbox:
+    """What a worker has sent of one stream. Bounded by the worker's window: it waits for `took` to be called."""
+
+    def __init__(self, took: Callable[[int], None], abandon: Callable[[], None]) -> None:
+        self.ended = False  # nothing more comes
+        self._took = took
+        self._abandon = abandon
+        self._items: deque[Tensors] = deque()
+        self._error: PenstockError | None = None
+        self._taken = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    def feed(self, item: Tensors) -> None:
+        self._items.append(item)
+        self._wake()
+
+    def finish(self, error: PenstockError | None) -> None:
+        """No item comes after this; `error` is raised to the reader once it has taken the items before it."""
+        if not self.ended:
+            self.ended = True
+            self._error = error
+            self._wake()
+
+    async def next(self) -> Tensors:
+        while not self._items:
+            if self.ended:
+                if self._error is not None:
+                    raise self._error
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        item = self._items.popleft()
+        self._taken += 1
+        if not self.ended:
+            self._took(self._taken)
+        return item
+
+    def drop(self) -> None:
+        """The reader left: the worker is told, what came is forgotten."""
+        self._items.clear()
+        if not self.ended:
+            self.finish(None)
+            self._abandon()
+        self._error = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Stream(AsyncIterator[Tensors]):
+    """What a reader iterates. Closing it, or letting go of it, stops the model within one item."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Tensors:
+        return await self._inbox.next()
+
+    async def aclose(self) -> None:
+        self._inbox.drop()
+
+    def __del__(self) -> None:
+        self._inbox.drop()
