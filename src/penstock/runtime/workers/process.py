@@ -11,9 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +20,10 @@ from penstock.core.errors import Internal, LoadError, Overloaded, PenstockError,
 from penstock.core.messages import NO_DEADLINE, Parameter
 from penstock.core.servable import Signature, Tensors
 from penstock.runtime.workers import Batch, BatchResult, Done, frame
-from penstock.runtime.workers.cgroup import oom_kills
 from penstock.runtime.workers.channel import Channel, Received
 from penstock.runtime.workers.frame import LoadSpec
-from penstock.runtime.workers.launch import Launched, cause_of, launch
-from penstock.runtime.workers.relay import Allowance, Relay
+from penstock.runtime.workers.life import Life
+from penstock.runtime.workers.relay import Allowance
 from penstock.runtime.workers.stream import Inbox, Stream
 
 log = logging.getLogger("penstock.worker")
@@ -35,8 +31,6 @@ log = logging.getLogger("penstock.worker")
 _MOST_SLOTS = 1024
 _MESSAGES_PER_TURN = 32  # then other callbacks of the loop get their turn
 _CREDIT_EVERY = 2  # half of the worker's window of items: it need never wait for a reader that keeps up
-_LONGEST_LOOK_S = 2.0  # between two looks the front itself may have been stopped; that is not the worker's silence
-_EXIT_S = 1.0  # from closing the socket to being gone
 
 
 @dataclass(slots=True)
@@ -71,9 +65,6 @@ class WorkerProcess:
         self._exit_callbacks: list[Callable[[], None]] = []
         self._free_callbacks: list[Callable[[], None]] = []
         self._errors_logged = Allowance(per_s=5.0, burst=20.0)
-        self._pulse, self._silent_s, self._looked_at = 0, 0.0, time.monotonic()
-        self._killed_because = ""
-        self._kill_timer: asyncio.TimerHandle | None = None
 
     @classmethod
     async def start(
@@ -95,7 +86,7 @@ class WorkerProcess:
                 await worker._loaded
         except TimeoutError:
             await worker._end("the time to load was up")
-            raise LoadError(f"did not load within {load_timeout_s:g} s{worker._last_lines()}") from None
+            raise LoadError(f"did not load within {load_timeout_s:g} s{worker._life.last_lines()}") from None
         except BaseException:
             await worker._end("it could not be loaded")
             raise
@@ -113,11 +104,7 @@ class WorkerProcess:
     @property
     def rss_bytes(self) -> int:
         """Resident memory; 0 when the process is gone."""
-        try:
-            with open(f"/proc/{self.pid}/statm") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError, ValueError):
-            return 0
+        return self._life.rss_bytes
 
     def on_exit(self, callback: Callable[[], None]) -> None:
         """Has `callback` called once when the process is gone, however it ended."""
@@ -152,15 +139,7 @@ class WorkerProcess:
     def silence_s(self, now: float) -> float:
         """How long the process has not been seen to run. Call it at least every two seconds: time in which nobody
         looked counts for no more than that, so that a front that was stopped itself does not blame its workers."""
-        if self.state == "gone":
-            return 0.0
-        (pulse,) = struct.unpack_from("<Q", self._launched.pulse)
-        if pulse != self._pulse:
-            self._pulse, self._silent_s = pulse, 0.0
-        else:
-            self._silent_s += min(max(0.0, now - self._looked_at), _LONGEST_LOOK_S)
-        self._looked_at = now
-        return self._silent_s
+        return self._life.silence_s(now)
 
     def overdue_s(self, now: float) -> float:
         """How far the process is beyond the deadline of what it works on, at most; 0 when it is not. What nobody
@@ -169,17 +148,11 @@ class WorkerProcess:
 
     def dump_stacks(self) -> None:
         """Has the process write the stacks of all its threads to the log, even if native code holds the interpreter."""
-        if self.state != "gone":
-            with contextlib.suppress(OSError):
-                os.kill(self.pid, signal.SIGUSR1)
+        self._life.dump_stacks()
 
-    def kill(self, reason: str = "") -> None:
+    def kill(self, reason: str = "it was stuck and had to be killed") -> None:
         """Ends the process and all it started, at once. What it holds fails with WorkerLost."""
-        if self.state != "gone":
-            self._killed_because = self._killed_because or reason or "it was stuck and had to be killed"
-            # Not yet reaped, so the numbers are still its own.
-            with contextlib.suppress(OSError):
-                os.killpg(self.pid, signal.SIGKILL)
+        self._life.kill(reason)
 
     async def close(self, grace_s: float) -> None:
         """Returns when the process is gone: it finishes what it holds within `grace_s`, else it is killed."""
@@ -191,7 +164,7 @@ class WorkerProcess:
             self._watch_outbox()
         try:
             async with asyncio.timeout(max(0.0, grace_s)):
-                await asyncio.shield(self._gone)
+                await asyncio.shield(self._life.gone)
         except TimeoutError:
             await self._end("the time to finish was up")
         except BaseException:
@@ -227,7 +200,7 @@ class WorkerProcess:
             self._slots.append(slot)
             return Overloaded(f"no room to hand the batch to the worker: {error.strerror}")
         except Exception as error:  # inputs that are not what the batcher promises
-            log.exception("batch_not_sent", extra=self._fields())
+            log.exception("batch_not_sent", extra=self._life.fields)
             self._slots.append(slot)
             return Internal(f"the batch could not be handed to the worker: {type(error).__name__}")
         self._held[self._ids] = held
@@ -284,19 +257,19 @@ class WorkerProcess:
         except ConnectionResetError:
             return True  # it died with messages unread; its own last ones come after this
         except PenstockError as error:
-            log.error("worker_garbled", extra={**self._fields(), "error": str(error)})
-            self._hung_up("it sent what cannot be read")
+            log.error("worker_garbled", extra={**self._life.fields, "error": str(error)})
+            self._hang_up("it sent what cannot be read")
             return False
         except OSError:
             received = None
         if received is None:
-            self._hung_up("it closed its connection")
+            self._hang_up("it closed its connection")
             return False
         try:
             self._take(received)
         except PenstockError as error:
-            log.error("worker_garbled", extra={**self._fields(), "error": str(error)})
-            self._hung_up("it sent what cannot be read")
+            log.error("worker_garbled", extra={**self._life.fields, "error": str(error)})
+            self._hang_up("it sent what cannot be read")
             return False
         return True
 
@@ -322,7 +295,7 @@ class WorkerProcess:
             if not self._loaded.done():
                 self._loaded.set_result(None)
         elif isinstance(message, frame.LoadFailed):
-            log.error("load_failed\n%s", message.trace, extra=self._fields())
+            log.error("load_failed\n%s", message.trace, extra=self._life.fields)
             if not self._loaded.done():
                 self._loaded.set_exception(LoadError(message.message))
         else:
@@ -367,80 +340,42 @@ class WorkerProcess:
         try:
             done(outcome)
         except Exception:
-            log.exception("done_callback_failed", extra=self._fields())
+            log.exception("done_callback_failed", extra=self._life.fields)
 
     def _log_error(self, message: frame.Failed) -> None:
         if self._errors_logged.take():
             skipped, self._errors_logged.refused = self._errors_logged.refused, 0
-            log.error("model_error\n%s", message.trace, extra={**self._fields(), "skipped": skipped})
+            log.error("model_error\n%s", message.trace, extra={**self._life.fields, "skipped": skipped})
 
     # Beginning and end
 
     def _launch(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[None] = self._loop.create_future()
-        self._gone: asyncio.Future[None] = self._loop.create_future()
-        self._oom_kills = oom_kills()
-        self._launched: Launched = launch(self.spec, self._python)
-        self.pid = self._launched.process.pid
-        self._channel = Channel(self._launched.doorbell, front=True)
-        self._relays = [
-            Relay(self._launched.stdout, logging.INFO, self._fields() | {"stream": "stdout"}),
-            Relay(self._launched.stderr, logging.WARNING, self._fields() | {"stream": "stderr"}),
-        ]
-        for relay in self._relays:
-            self._loop.add_reader(relay.fd, self._relay, relay)
+        self._life = Life(self.spec, self._python, self._exited)
+        self.pid = self._life.pid
+        self._channel = Channel(self._life.doorbell, front=True)
         self._loop.add_reader(self._channel.fileno(), self._readable)
-        if self._launched.pidfd is not None:
-            self._loop.add_reader(self._launched.pidfd, self._exited)
         self._tell(frame.Load(self.spec))
 
-    def _fields(self) -> dict[str, object]:
-        context = self.spec.context
-        return {"model": context.name, "version": context.version, "pid": self.pid}
-
-    def _relay(self, relay: Relay) -> None:
-        if relay.read() < 0:
-            self._loop.remove_reader(relay.fd)
-
-    def _hung_up(self, reason: str) -> None:
-        """The link is of no more use. A process that has just died needs no kill; any other gets one."""
+    def _hang_up(self, reason: str) -> None:
         self._loop.remove_reader(self._channel.fileno())
         if self.state == "ready":
             self.state = "stopping"
-        if self._launched.pidfd is None:
-            self._poll_exit(time.monotonic() + _EXIT_S, reason)
-        else:
-            self._kill_timer = self._loop.call_later(_EXIT_S, self.kill, reason)
-
-    def _poll_exit(self, patience_until: float, reason: str) -> None:
-        """Without a process descriptor: looks whether it is gone."""
-        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            self._exited()
-            return
-        if time.monotonic() > patience_until:
-            self.kill(reason)
-        self._loop.call_later(0.02, self._poll_exit, patience_until, reason)
+        self._life.hang_up(reason)
 
     def _exited(self) -> None:
-        """The process is dead and not yet reaped."""
-        if self.state == "gone":
-            return
-        for _ in range(2 * _MOST_SLOTS):
+        """The process is gone: everything ends here, in this order."""
+        asked = self.state == "stopping" and self._life.exit_code == 0
+        self.state, self.cause = "gone", self._life.cause
+        for _ in range(2 * _MOST_SLOTS):  # its last answers count
             if not self._receive():
                 break
-        with contextlib.suppress(OSError):  # what it started and left behind
-            os.killpg(self.pid, signal.SIGKILL)
-        code = self._launched.process.wait()
-        asked = self.state == "stopping" and not code
-        if self._killed_because:
-            self.cause = self._killed_because
-        else:
-            self.cause = cause_of(code, out_of_memory=oom_kills() > self._oom_kills)
-        self.state = "gone"
-        self._close_all()
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.remove_writer(self._channel.fileno())
+        self._channel.close()
         if not asked:
-            log.warning("worker_ended", extra={**self._fields(), "cause": self.cause})
+            log.warning("worker_ended", extra={**self._life.fields, "cause": self.cause})
         held, self._held, self._slots = self._held, {}, []
         for one in held.values():
             error = WorkerLost(self._lost_message())
@@ -449,39 +384,21 @@ class WorkerProcess:
             elif one.inbox is not None:
                 one.inbox.finish(error)
         if not self._loaded.done():
-            self._loaded.set_exception(LoadError(f"the worker ended while it loaded: {self.cause}{self._last_lines()}"))
-        self._gone.set_result(None)
+            last = self._life.last_lines()
+            self._loaded.set_exception(LoadError(f"the worker ended while it loaded: {self.cause}{last}"))
         callbacks, self._exit_callbacks, self._free_callbacks = self._exit_callbacks, [], []
         for callback in callbacks:
             try:
                 callback()
             except Exception:
-                log.exception("exit_callback_failed", extra=self._fields())
-
-    def _close_all(self) -> None:
-        if self._kill_timer is not None:
-            self._kill_timer.cancel()
-        self._loop.remove_reader(self._channel.fileno())
-        self._loop.remove_writer(self._channel.fileno())
-        self._channel.close()
-        for relay in self._relays:
-            self._loop.remove_reader(relay.fd)
-            relay.close()
-        self._launched.pulse.close()
-        if self._launched.pidfd is not None:
-            self._loop.remove_reader(self._launched.pidfd)
-            os.close(self._launched.pidfd)
+                log.exception("exit_callback_failed", extra=self._life.fields)
 
     async def _end(self, reason: str) -> None:
         self.kill(reason)
-        await asyncio.shield(self._gone)
+        await asyncio.shield(self._life.gone)
         if self._loaded.done() and not self._loaded.cancelled():
             self._loaded.exception()  # seen: no warning about an exception nobody fetched
 
     def _lost_message(self) -> str:
         context = self.spec.context
         return f"the worker of model '{context.name}' version {context.version} was lost: {self.cause}"
-
-    def _last_lines(self) -> str:
-        lines = [line for relay in self._relays for line in relay.tail][-10:]
-        return "; its last lines:\n" + "\n".join(lines) if lines else ""
