@@ -57,6 +57,7 @@ class Servable(Protocol):
     3. `predict` may return an awaitable; then it is awaited on the worker's own loop.
     4. An exception fails the batch, not the worker. `InvalidInput` blames the caller; anything else the model.
     5. `close` frees what the process would not; it is called once, after the last call ended.
+    6. With `signature.inline_safe`, outputs are fresh arrays or the inputs themselves, and live on after later calls.
     """
 
     signature: Signature

@@ -55,26 +55,33 @@ def checked(returned: object, signature: Signature, rows: int) -> dict[str, Arra
     if not isinstance(returned, Mapping):
         raise ServableError(f"the model returned {type(returned).__name__}, not a mapping of outputs by name")
     outputs: dict[str, Array] = {}
+    if not signature.outputs:  # a model that declares none may return any
+        return {str(name): _array(str(name), value, rows) for name, value in returned.items()}
     for spec in signature.outputs:
         value = returned.get(spec.name)
         if value is None:
             if spec.optional:
                 continue
             raise ServableError(f"the model did not return the output '{spec.name}', only {sorted(map(str, returned))}")
-        array = value if isinstance(value, np.ndarray) else _array(spec.name, value)
-        if rows >= 0 and (not array.ndim or array.shape[0] != rows):
-            raise ServableError(
-                f"output '{spec.name}' is of shape {list(array.shape)} for {rows} rows: axis 0 must be the batch"
-            )
+        array = _array(spec.name, value, rows)
         outputs[spec.name] = array if array.dtype == NUMPY_OF[spec.datatype] else _converted(spec, array)
     return outputs
 
 
-def _array(name: str, value: object) -> Array:
-    try:
-        return np.asarray(value)
-    except Exception as error:  # whatever a foreign tensor type raises when asked for its values
-        raise ServableError(f"output '{name}' is a {type(value).__name__} and cannot be a tensor: {error}") from None
+def _array(name: str, value: object, rows: int) -> Array:
+    array: Array
+    if isinstance(value, np.ndarray):
+        array = value
+    else:
+        try:
+            array = np.asarray(value)
+        except Exception as error:  # whatever a foreign tensor type raises when asked for its values
+            raise ServableError(f"output '{name}' is a {type(value).__name__}, no tensor: {error}") from None
+    if rows >= 0 and (not array.ndim or array.shape[0] != rows):
+        raise ServableError(
+            f"output '{name}' is of shape {list(array.shape)}, the batch has {rows} rows on axis 0"
+        )
+    return array
 
 
 def _converted(spec: TensorSpec, array: Array) -> Array:
