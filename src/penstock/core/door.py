@@ -1,7 +1,7 @@
 """The one door into a replica. Protocols and listeners see this and nothing behind it.
 
-`runtime.engine.Engine` is the door of the process that owns the models; `runtime.listeners.remote.RemoteEngine` is the same
-door in an extra front process. All methods are called on the event loop's thread and none blocks.
+`runtime.engine.Engine` is the door of the process that owns the models; `runtime.fronts.remote.RemoteEngine` is the
+same door in an extra front process. All methods are called on the event loop's thread and none blocks.
 """
 
 from __future__ import annotations

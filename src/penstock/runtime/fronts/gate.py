@@ -1,0 +1,148 @@
+"""The engine's end of a link to one extra front: requests come in, answers go out, the table is kept fresh."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from penstock.core.errors import Internal, PenstockError, Unsupported
+from penstock.core.messages import Request, Response, Timings
+from penstock.runtime.engine import Engine
+from penstock.runtime.fronts import wire
+from penstock.runtime.workers import frame
+
+log = logging.getLogger("penstock.fronts")
+
+_METHODS = frozenset({"statistics", "index", "metrics", "load", "unload", "trace_settings", "log_settings"})
+
+
+class Gate(wire.Link[wire.ToEngine]):
+    """One front's requests to the engine. When the front is gone, all it waited for is cancelled."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(wire.ToEngine)
+        self.figures = wire.Figures([0] * 6, {}, 0)
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._engine = engine
+        self._futures: dict[int, asyncio.Future[Response]] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._wanted: dict[int, asyncio.Semaphore] = {}
+
+    def on_message(self, message: wire.ToEngine, payload: bytes) -> None:
+        if isinstance(message, wire.Infer):
+            self._infer(message, payload)
+        elif isinstance(message, wire.Cancel):
+            if (future := self._futures.get(message.id)) is not None:
+                future.cancel()
+            if (task := self._tasks.get(message.id)) is not None:
+                task.cancel()
+        elif isinstance(message, wire.Take):
+            if (wanted := self._wanted.get(message.id)) is not None:
+                wanted.release()
+        elif isinstance(message, wire.Call):
+            self._spawn(message.id, self._call(message))
+        elif isinstance(message, wire.Figures):
+            self.figures = message
+        elif not self.started.done():
+            self.started.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for future in list(self._futures.values()):
+            future.cancel()
+        for task in list(self._tasks.values()):
+            task.cancel()
+        super().connection_lost(exc)
+
+    def _infer(self, message: wire.Infer, payload: bytes) -> None:
+        request = Request(
+            message.model,
+            frame.unpack(message.tensors, payload, owned=False),
+            message.version,
+            message.request_id,
+            message.parameters,
+            message.outputs,
+            message.deadline,
+            message.priority,
+            Timings(received=message.received),
+        )
+        if message.stream:
+            self._wanted[message.id] = asyncio.Semaphore(0)
+            self._spawn(message.id, self._stream(message.id, request))
+            return
+        try:
+            future = self._engine.submit(request)
+        except PenstockError as error:
+            self._fail(message.id, error)
+            return
+        self._futures[message.id] = future
+        future.add_done_callback(partial(self._answered, message.id))
+
+    def _answered(self, id: int, future: asyncio.Future[Response]) -> None:
+        del self._futures[id]
+        if future.cancelled():
+            return
+        if (error := future.exception()) is not None:
+            self._fail(id, error)
+        else:
+            self._answer(id, future.result())
+
+    def _answer(self, id: int, response: Response) -> None:
+        try:
+            payload = wire.packed(response.outputs)
+        except PenstockError as error:
+            self._fail(id, error)
+            return
+        self.send(
+            wire.Answer(
+                id, response.model, response.version, response.id, wire.plain(response.parameters), payload.heads,
+                response.timings,
+            ),
+            payload,
+        )  # fmt: skip
+
+    async def _stream(self, id: int, request: Request) -> None:
+        wanted = self._wanted[id]
+        try:
+            await wanted.acquire()
+            answers = self._engine.stream(request)
+            try:
+                async for response in answers:
+                    self._answer(id, response)
+                    await wanted.acquire()
+            finally:
+                await answers.aclose()  # type: ignore[attr-defined]  # the engine's stream is an async generator
+            self.send(wire.End(id))
+        except PenstockError as error:
+            self._fail(id, error)
+        finally:
+            del self._wanted[id]
+
+    async def _call(self, message: wire.Call) -> None:
+        try:
+            if message.method not in _METHODS:
+                raise Unsupported(f"no method {message.method!r}")
+            value: Any = await getattr(self._engine, message.method)(*message.arguments)
+            self.send(wire.Reply(message.id, msgspec.Raw(msgspec.msgpack.encode(value))))
+        except PenstockError as error:
+            self._fail(message.id, error)
+
+    def _fail(self, id: int, error: BaseException) -> None:
+        if not isinstance(error, PenstockError):
+            log.error("request_failed", exc_info=error)
+            error = Internal("internal error")
+        self.send(wire.Problem(id, type(error).__name__, error.message, error.retry_after_s))
+
+    def _spawn(self, id: int, work: Any) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._fail(id, error)
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._tasks[id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(id, None))

@@ -1,0 +1,76 @@
+"""What an extra front process runs: a listener on the shared port, and the remote door. Ends when its engine ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+
+from penstock.core.errors import PenstockError
+from penstock.runtime.fronts import wire
+from penstock.runtime.fronts.remote import RemoteEngine
+from penstock.runtime.listeners.http import HttpListener
+from penstock.runtime.listening import http_options, http_protocols, server_tls
+from penstock.runtime.options import ServerOptions
+from penstock.telemetry import logs
+
+# How often the engine learns what this front has counted. A scrape may be this much behind.
+_FIGURES_S = 1.0
+
+
+async def front(sock: socket.socket) -> int:
+    """Serves until the engine says drain or is gone; the exit status."""
+    loop = asyncio.get_running_loop()
+    setup: asyncio.Future[wire.Setup] = loop.create_future()
+    drain: asyncio.Future[float] = loop.create_future()
+    _, engine = await loop.create_unix_connection(lambda: RemoteEngine(setup.set_result, drain.set_result), sock=sock)
+    wished = await setup
+    options = ServerOptions(**{name: _tuple(value) for name, value in wished.options.items()})
+    logs.configure(options.log_format, options.log_level)
+    listener = HttpListener(engine, http_protocols(), http_options(options, wished.api_keys))
+    try:
+        await listener.start(wished.host, wished.port, reuse_port=True, ssl=server_tls(options))
+    except (OSError, PenstockError) as error:
+        sys.stderr.write(f"front cannot listen on {wished.host}:{wished.port}: {error}\n")
+        return 1
+    engine.send(wire.Started())
+    figures = loop.create_task(_report(engine, listener))
+    try:
+        await asyncio.wait({drain, engine.closed}, return_when=asyncio.FIRST_COMPLETED)
+        listener.stop_accepting()
+        await listener.drain(drain.result() if drain.done() else 0.0)
+        return 0
+    finally:
+        figures.cancel()
+        engine.close()
+
+
+async def _report(engine: RemoteEngine, listener: HttpListener) -> None:
+    while True:
+        counters = listener.counters
+        engine.send(wire.Figures(list(counters.responses), dict(counters.refused), counters.connections_open))
+        await asyncio.sleep(_FIGURES_S)
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def main() -> None:
+    """The process's entry point; its one argument is the number of the inherited socket."""
+    import uvloop
+
+    # Signals of a terminal go to the whole group; the engine's process decides when a front ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with (
+        contextlib.closing(socket.socket(fileno=int(sys.argv[1]))) as sock,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        sys.exit(runner.run(front(sock)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Which versions to load and unload next. Pure: a snapshot in, actions out.
+
+The rule is "availability first", as in TF Serving's AvailabilityPreservingPolicy: what serves goes on serving until
+what is wished instead has answered its warm-up. So there is a moment with both in memory; a failed newcomer changes
+nothing for callers, and a switch is one step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from penstock.core.errors import InvalidInput
+
+LOADING = "LOADING"
+READY = "READY"
+UNLOADING = "UNLOADING"
+UNAVAILABLE = "UNAVAILABLE"  # failed to load, or unloaded
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A version that this process knows. `fingerprint` is of the files it was loaded from."""
+
+    number: int
+    state: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load this version; when it is READY already, replace it by what its files are now."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Let this version finish what it holds, then free it."""
+
+    number: int
+
+
+Action = Load | Unload
+
+
+def chosen(policy: str, available: Collection[int]) -> frozenset[int]:
+    """The versions that a policy picks: `latest:N` (the N highest), `all`, or numbers `3,4` (those that exist).
+
+    Raises:
+        InvalidInput: the policy cannot be read.
+    """
+    text = policy.strip()
+    if text == "all":
+        return frozenset(available)
+    if match := re.fullmatch(r"latest(?::(\d+))?", text):
+        count = int(match[1] or 1)
+        if count:
+            return frozenset(sorted(available)[-count:])
+    elif re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
+        return frozenset(int(number) for number in text.split(",")) & frozenset(available)
+    raise InvalidInput(
+        f"version policy {policy!r}: write `latest:N` with N of 1 or more, `all`, or numbers such as `3,4`"
+    )
+
+
+def plan(wished: Mapping[int, str], held: Collection[Held]) -> list[Action]:
+    """What to do so that exactly the `wished` versions (number → fingerprint of their files) are served.
+
+    A version that failed is tried again only when its files have changed.
+    """
+    by_number = {version.number: version for version in held}
+    actions: list[Action] = []
+    settled = True
+    for number in sorted(wished, reverse=True):  # the newest first: it is what callers wait for
+        version = by_number.get(number)
+        if version is None or (version.state in (READY, UNAVAILABLE) and version.fingerprint != wished[number]):
+            actions.append(Load(number))
+            settled = False
+        elif version.state in (LOADING, UNLOADING):
+            settled = False
+    some_ready = any(number in by_number and by_number[number].state == READY for number in wished)
+    if settled and (some_ready or not wished):
+        actions += [
+            Unload(version.number) for version in held if version.number not in wished and version.state == READY
+        ]
+    return actions
+
+
+def default(ready: Collection[int], wished: Collection[int]) -> int | None:
+    """The version that answers when a caller names none: the highest ready and wished one, else the highest ready."""
+    candidates = set(ready) & set(wished) or set(ready)
+    return max(candidates, default=None)

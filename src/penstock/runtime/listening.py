@@ -1,0 +1,80 @@
+"""What every process that listens for HTTP makes from the server's options: protocols, limits, keys, TLS."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import cast
+
+from penstock import plugins
+from penstock.core.errors import InvalidInput
+from penstock.protocols import GrpcProtocol, HttpProtocol, Limits
+from penstock.runtime.listeners.auth import is_loopback
+from penstock.runtime.listeners.http_options import HttpOptions
+from penstock.runtime.listeners.tls import tls_context
+from penstock.runtime.options import ServerOptions
+
+PROTOCOLS = "penstock.protocols"
+
+
+def http_protocols() -> list[HttpProtocol]:
+    """Every protocol over HTTP: their files' names end so."""
+    plugs = [plugins.load(PROTOCOLS, name) for name in plugins.names(PROTOCOLS) if name.endswith("_http")]
+    return cast(list[HttpProtocol], plugs)
+
+
+def grpc_protocols() -> list[GrpcProtocol]:
+    """Every protocol over gRPC: their files' names end so."""
+    plugs = [plugins.load(PROTOCOLS, name) for name in plugins.names(PROTOCOLS) if name.endswith("_grpc")]
+    return cast(list[GrpcProtocol], plugs)
+
+
+def http_options(server: ServerOptions, keys: tuple[str, ...]) -> HttpOptions:
+    """The HTTP listener's part of the server's options."""
+    return HttpOptions(
+        api_keys=keys,
+        max_body_bytes=server.max_body_bytes,
+        max_header_bytes=server.max_header_bytes,
+        max_connections=server.max_connections,
+        header_timeout_s=server.header_timeout_s,
+        body_timeout_s=server.body_timeout_s,
+        keep_alive_s=server.keep_alive_s,
+        timing_headers=server.timing_headers,
+        limits=limits(server),
+    )
+
+
+def limits(server: ServerOptions) -> Limits:
+    """What decoders allow."""
+    return Limits(server.max_json_depth, server.max_tensor_bytes, server.max_decompressed_bytes)
+
+
+def server_tls(server: ServerOptions) -> ssl.SSLContext | None:
+    """The TLS context that the options ask for, or None. Raises: InvalidInput."""
+    if server.tls_cert is None or server.tls_key is None:
+        return None
+    return tls_context(server.tls_cert, server.tls_key, server.tls_client_ca)
+
+
+def api_keys(server: ServerOptions) -> tuple[str, ...]:
+    """The keys that clients may use; none when everybody may.
+
+    Raises:
+        InvalidInput: the listener is reachable from elsewhere and nothing guards it, or the key file is unusable.
+    """
+    keys = [server.api_key] if server.api_key else []
+    if server.api_key_file:
+        try:
+            lines = Path(server.api_key_file).read_text().splitlines()
+        except OSError as error:
+            raise InvalidInput(f"cannot read api_key_file {server.api_key_file}: {error.strerror}") from error
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise InvalidInput(f"api_key_file {server.api_key_file} holds no key: write one per line")
+        keys += found
+    if not keys and not server.allow_anonymous and not is_loopback(server.host):
+        raise InvalidInput(
+            f"host {server.host} can be reached from other machines and no API key is set: set PENSTOCK_API_KEY (or "
+            "--api-key-file), listen on 127.0.0.1, or say --allow-anonymous if everybody may use these models"
+        )
+    return tuple(keys)

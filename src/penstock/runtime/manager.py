@@ -1,0 +1,321 @@
+"""Holds every model of this replica: what is wished, what is loaded, and who answers for a name.
+
+Theory of operation. `apply` takes the whole wished state. For each model, `lifecycle.plan` says what to load and
+unload, until nothing is left to do; loads of different models run side by side, bounded by the cores. Lookups go through one
+table from (model, version text) to the version that answers; every change of state builds a new table and swaps it in,
+which is the one atomic step of a version switch. A version that left the table answers what it holds and is then freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+
+from penstock.core.door import VersionStatus
+from penstock.core.errors import NotFound, NotReady, PenstockError
+from penstock.runtime import lifecycle
+from penstock.runtime.sources import WishedModel, WishedVersion
+from penstock.runtime.version import LoadedVersion, load
+from penstock.telemetry.metrics import Metrics
+
+log = logging.getLogger("penstock.manager")
+
+
+@dataclass(slots=True)
+class _Version:
+    state: str
+    fingerprint: str
+    reason: str = ""
+    loaded: LoadedVersion | None = None
+
+
+@dataclass(slots=True)
+class _Model:
+    wished: WishedModel
+    versions: dict[int, _Version] = field(default_factory=dict)
+    wanted: frozenset[int] = frozenset()
+    default: int | None = None
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: bool = False
+
+
+class Manager:
+    """Loads, switches and unloads. `on_change` is called after every change of the table or of a version's workers."""
+
+    def __init__(self, metrics: Metrics, cores: int) -> None:
+        self.started = False  # whether the first load is over; until then nothing is "not found"
+        self._metrics = metrics
+        self._cores = cores
+        self.on_change: Callable[[], None] = _nothing
+        self._models: dict[str, _Model] = {}
+        self._table: dict[tuple[str, str], LoadedVersion] = {}
+        self._load_slots = asyncio.Semaphore(max(1, cores))
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- lookups ---
+
+    def find(self, model: str, version: str) -> LoadedVersion:
+        """The version that answers for a name now. Raises: NotFound, NotReady."""
+        loaded = self._table.get((model, version))
+        if loaded is None:
+            raise self._why_not(model, version)
+        return loaded
+
+    def table(self) -> Mapping[tuple[str, str], LoadedVersion]:
+        """(model, version text) → the version that answers for it; replaced, never changed."""
+        return self._table
+
+    def names(self) -> list[str]:
+        """Models with a ready version, sorted."""
+        return sorted({name for name, _ in self._table})
+
+    def known(self) -> list[str]:
+        """All models, ready or not, sorted."""
+        return sorted(self._models)
+
+    def ready_versions(self, model: str) -> tuple[int, ...]:
+        """Ready versions of a model, lowest first."""
+        entry = self._models.get(model)
+        return tuple(sorted(_ready(entry))) if entry else ()
+
+    def labels(self, model: str) -> dict[str, int]:
+        """The model's labels that point to ready versions."""
+        entry = self._models.get(model)
+        if entry is None:
+            return {}
+        return {label: number for label, number in entry.wished.options.labels.items() if number in _ready(entry)}
+
+    def all_ready(self) -> bool:
+        """Whether every model has a version that answers."""
+        return self.started and all(_ready(entry) for entry in self._models.values() if not entry.gone)
+
+    def failures(self) -> dict[str, str]:
+        """Models of which no version answers, and why."""
+        return {name: _reasons(name, entry) for name, entry in self._models.items() if not _ready(entry)}
+
+    def index(self) -> list[VersionStatus]:
+        """The state of every version that this process knows."""
+        return [
+            VersionStatus(name, str(number), version.state, version.reason)
+            for name, entry in sorted(self._models.items())
+            for number, version in sorted(entry.versions.items())
+        ]
+
+    def loaded(self, model: str = "", version: str = "") -> list[LoadedVersion]:
+        """Ready versions: of all models, of one, or the one named. Raises: NotFound, NotReady."""
+        if model and version:
+            return [self.find(model, version)]
+        if model and model not in self._models:
+            raise self._why_not(model, version)
+        return [
+            held.loaded
+            for name, entry in sorted(self._models.items())
+            if model in ("", name)
+            for _, held in sorted(entry.versions.items())
+            if held.loaded is not None and held.state == lifecycle.READY
+        ]
+
+    def _why_not(self, model: str, version: str) -> PenstockError:
+        entry = self._models.get(model)
+        if not self.started and (entry is None or not _ready(entry)):
+            return NotReady("the server is starting", retry_after_s=1)
+        if entry is None or (entry.gone and not entry.versions):
+            known = ", ".join(self.names()[:10]) or "none"
+            return NotFound(f"no model '{model}'; ready models: {known}")
+        if not version:
+            return NotReady(_reasons(model, entry), retry_after_s=1)
+        number = int(version) if version.isdecimal() else entry.wished.options.labels.get(version)
+        if number is None:
+            labels = ", ".join(entry.wished.options.labels) or "none"
+            return NotFound(f"model '{model}' has no label '{version}'; labels: {labels}")
+        held = entry.versions.get(number)
+        if held is None or (held.state == lifecycle.UNAVAILABLE and not held.reason):
+            ready = ", ".join(str(n) for n in sorted(_ready(entry))) or "none"
+            return NotFound(f"model '{model}' has no version {number}; ready versions: {ready}")
+        return NotReady(
+            f"model '{model}' version {number} is {held.state}{': ' + held.reason if held.reason else ''}",
+            retry_after_s=1,
+        )
+
+    # --- changes ---
+
+    def apply(self, wished: Mapping[str, WishedModel]) -> None:
+        """Makes this the whole wished state. Returns at once; the work goes on in the background."""
+        for name, model in wished.items():
+            entry = self._models.get(name)
+            if entry is None or entry.gone:
+                versions = entry.versions if entry else {}
+                entry = self._models[name] = _Model(model, versions)
+            entry.wished = model
+            self._step(name)
+        for name, entry in self._models.items():
+            if name not in wished and not entry.gone:
+                entry.gone = True
+                self._step(name)
+        self._rebuild()
+
+    def forget_failure(self, model: str) -> None:
+        """Lets versions that failed be tried again although their files are the same."""
+        entry = self._models.get(model)
+        if entry is not None:
+            for number in [n for n, v in entry.versions.items() if v.state == lifecycle.UNAVAILABLE]:
+                del entry.versions[number]
+
+    def touch(self, model: str) -> None:
+        """Makes the next `apply` load the model's versions again, replacing what serves when they are ready."""
+        entry = self._models.get(model)
+        if entry is not None:
+            for version in entry.versions.values():
+                version.fingerprint = ""
+
+    async def settled(self, model: str = "") -> None:
+        """Returns when nothing is left to load or switch, of one model or of all."""
+        names = [model] if model else list(self._models)
+        for name in names:
+            entry = self._models.get(name)
+            if entry is not None:
+                await entry.settled.wait()
+
+    async def close(self, grace_s: float) -> None:
+        """Returns when every version is closed; requests in flight have `grace_s` to finish."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        loaded = [v.loaded for entry in self._models.values() for v in entry.versions.values() if v.loaded is not None]
+        self._models.clear()
+        self._rebuild()
+        await asyncio.gather(*(version.close(grace_s) for version in loaded))
+
+    def _step(self, name: str) -> None:
+        """Starts what `lifecycle.plan` says for one model."""
+        entry = self._models.get(name)
+        if entry is None:
+            return
+        available = {} if entry.gone else entry.wished.versions
+        for number in [n for n, v in entry.versions.items() if n not in available and v.state == lifecycle.UNAVAILABLE]:
+            del entry.versions[number]
+        entry.wanted = lifecycle.chosen(entry.wished.options.versions, available)
+        held = [lifecycle.Held(number, v.state, v.fingerprint) for number, v in entry.versions.items()]
+        actions = lifecycle.plan({number: available[number].fingerprint for number in entry.wanted}, held)
+        for action in actions:
+            if isinstance(action, lifecycle.Load):
+                self._start_load(name, entry, available[action.number])
+            else:
+                self._start_unload(name, entry, action.number)
+        busy = any(v.state in (lifecycle.LOADING, lifecycle.UNLOADING) for v in entry.versions.values())
+        replacing = any(task.get_name() == name for task in self._tasks)
+        if actions or busy or replacing:
+            entry.settled.clear()
+        else:
+            entry.settled.set()
+            if entry.gone and not any(v.loaded for v in entry.versions.values()):
+                del self._models[name]
+
+    def _start_load(self, name: str, entry: _Model, version: WishedVersion) -> None:
+        current = entry.versions.get(version.number)
+        if current is not None and current.loaded is not None:
+            current.fingerprint = version.fingerprint  # being replaced: it serves until its successor is ready
+        else:
+            entry.versions[version.number] = _Version(lifecycle.LOADING, version.fingerprint)
+        self._spawn(name, self._load(name, entry, version))
+
+    async def _load(self, name: str, entry: _Model, version: WishedVersion) -> None:
+        log.info("model_loading", extra={"model": name, "version": version.number, "adapter": entry.wished.adapter})
+        previous = entry.versions[version.number].loaded
+        try:
+            async with self._load_slots:
+                loaded = await load(entry.wished, version, self._metrics, self._cores, lambda: self.on_change())
+        except Exception as error:
+            message = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
+            log.error(
+                "model_failed", extra={"model": name, "version": version.number, "error": message},
+                exc_info=not isinstance(error, PenstockError),
+            )  # fmt: skip
+            if previous is None:
+                self._metrics.forget(name, str(version.number))
+                entry.versions[version.number] = _Version(lifecycle.UNAVAILABLE, version.fingerprint, message)
+            return
+        entry.versions[version.number] = _Version(lifecycle.READY, version.fingerprint, loaded=loaded)
+        self._rebuild()
+        log.info(
+            "model_ready",
+            extra={
+                "model": name, "version": version.number, "adapter": loaded.adapter, "executor": loaded.executor,
+                "seconds": round(loaded.loaded_s, 3), "sha256": loaded.sha256, "path": str(loaded.path),
+            },
+        )  # fmt: skip
+        if previous is not None:
+            await self._close(name, previous, forget=False)
+
+    def _start_unload(self, name: str, entry: _Model, number: int) -> None:
+        entry.versions[number].state = lifecycle.UNLOADING
+        self._rebuild()
+        self._spawn(name, self._unload(name, entry, number))
+
+    async def _unload(self, name: str, entry: _Model, number: int) -> None:
+        version = entry.versions[number]
+        if version.loaded is not None:
+            await self._close(name, version.loaded, forget=True)
+        version.loaded, version.state, version.fingerprint = None, lifecycle.UNAVAILABLE, ""
+        if number in entry.wished.versions and not entry.gone:
+            version.reason = "unloaded"
+        else:
+            del entry.versions[number]
+        log.info("model_unloaded", extra={"model": name, "version": number})
+
+    async def _close(self, name: str, loaded: LoadedVersion, *, forget: bool) -> None:
+        await loaded.close(grace_s=loaded.options.timeout_s)
+        if forget:
+            self._metrics.forget(name, str(loaded.number))
+
+    def _rebuild(self) -> None:
+        table: dict[tuple[str, str], LoadedVersion] = {}
+        for name, entry in self._models.items():
+            ready = _ready(entry)
+            entry.default = lifecycle.default(ready, entry.wanted)
+            for number, loaded in ready.items():
+                table[name, str(number)] = loaded
+            for label, number in entry.wished.options.labels.items():
+                if number in ready:
+                    table[name, label] = ready[number]
+            if entry.default is not None:
+                table[name, ""] = ready[entry.default]
+        self._table = table
+        self.on_change()
+
+    def _spawn(self, name: str, work: Coroutine[None, None, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:
+                log.exception("manager_task_failed", extra={"model": name})
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                self._step(name)
+
+        task = asyncio.get_running_loop().create_task(guarded(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(done)
+
+
+def _nothing() -> None:
+    return
+
+
+def _reasons(name: str, entry: _Model) -> str:
+    reasons = [
+        f"version {number}: {version.reason or version.state}" for number, version in sorted(entry.versions.items())
+    ]
+    return f"model '{name}' has no ready version ({'; '.join(reasons) or 'none found'})"
+
+
+def _ready(entry: _Model) -> dict[int, LoadedVersion]:
+    return {
+        number: version.loaded
+        for number, version in entry.versions.items()
+        if version.loaded is not None and version.state == lifecycle.READY
+    }

@@ -1,0 +1,221 @@
+"""Puts one replica together, runs it until a stop signal, and takes it apart again in the right order.
+
+Stopping: not ready at once → the lame-duck window, still serving → no new connections → what is in flight finishes, at
+most `grace_s` → everything closes. A second signal does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import platform
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import penstock
+from penstock.core.door import ModelDescription
+from penstock.core.errors import InvalidInput
+from penstock.runtime.engine import Engine
+from penstock.runtime.fronts.supervisor import Fronts
+from penstock.runtime.listeners.auth import ApiKeys
+from penstock.runtime.listeners.grpc import GrpcListener, GrpcOptions
+from penstock.runtime.listeners.http import HttpListener
+from penstock.runtime.listening import api_keys, grpc_protocols, http_options, http_protocols, limits, server_tls
+from penstock.runtime.manager import Manager
+from penstock.runtime.options import ModelOptions, ServerOptions
+from penstock.runtime.repository import ModelRepository
+from penstock.runtime.sources.local import LocalSource
+from penstock.runtime.tracing import Tracing
+from penstock.runtime.workers.threads import available_cores
+from penstock.telemetry import logs
+from penstock.telemetry.metrics import ListenerFigures, Metrics
+
+log = logging.getLogger("penstock.server")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """A server that answers: where, and with what."""
+
+    http_url: str
+    grpc_address: str | None
+    models: list[ModelDescription]
+    pid: int
+
+
+async def run(
+    server: ServerOptions,
+    models: Sequence[ModelOptions],
+    *,
+    on_ready: Callable[[ServerStatus], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT (or until `stop` is set, by an owner who keeps the signals for itself).
+
+    Raises:
+        PenstockError: it could not start: a port is taken, a listener is unsafe, a model does not load.
+    """
+    signalled = _stop_signal() if stop is None else stop
+    starting = asyncio.create_task(_serve(server, models, on_ready, signalled))
+    stopping = asyncio.create_task(signalled.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    await starting
+
+
+async def _serve(
+    server: ServerOptions,
+    models: Sequence[ModelOptions],
+    on_ready: Callable[[ServerStatus], None] | None,
+    stop: asyncio.Event,
+) -> None:
+    async with serving(server, models, stop) as status:
+        if status is None:
+            return
+        if on_ready is not None:
+            on_ready(status)
+        await stop.wait()
+        log.info("stopping", extra={"grace_s": server.grace_s})
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    server: ServerOptions, models: Sequence[ModelOptions], stop: asyncio.Event
+) -> AsyncIterator[ServerStatus | None]:
+    """A server that answers while the context lasts, and that has drained when it ends. None: told to stop before it
+    was ready. Raises: see `run`."""
+    keys = api_keys(server)
+    tls = server_tls(server)
+    log_handle = logs.configure(server.log_format, server.log_level)
+    metrics = Metrics(_build())
+    manager = Manager(metrics, available_cores())
+    repository = ModelRepository([LocalSource(models)], manager, server)
+    engine = Engine(manager, repository, Tracing(), metrics.render, log_handle.v2_settings)
+    http = HttpListener(engine, http_protocols(), http_options(server, keys))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(manager.close, server.grace_s)
+        stack.push_async_callback(repository.close)
+        loading = asyncio.create_task(repository.start())
+        stack.push_async_callback(_cancelled, loading)
+        http_port = await _bound(
+            "http_port",
+            server.http_port,
+            http.start(server.host, server.http_port, reuse_port=server.fronts > 1, ssl=tls),
+        )
+        fronts = Fronts(engine, server, keys, http_port)
+        manager.on_change = fronts.publish
+        metrics.listener("http", lambda: _http_figures(http, fronts))
+        grpc = GrpcListener(engine, grpc_protocols(), _grpc_options(server, keys)) if server.grpc else None
+        grpc_port = await grpc.start(server.host, server.grpc_port) if grpc else None
+        stack.push_async_callback(_drain, engine, server, http, grpc, fronts)
+        told = asyncio.create_task(stop.wait())
+        await asyncio.wait({loading, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if not loading.done():
+            yield None
+            return
+        await loading
+        await fronts.start()
+        manager.started = True
+        fronts.publish()
+        _settle_garbage()
+        yield _status(engine, server, http_port, grpc_port, tls is not None)
+
+
+async def _drain(
+    engine: Engine, server: ServerOptions, http: HttpListener, grpc: GrpcListener | None, fronts: Fronts
+) -> None:
+    engine.stopping = True
+    fronts.publish()
+    await asyncio.sleep(server.lame_duck_s)
+    http.stop_accepting()
+    work: list[Coroutine[Any, Any, Any]] = [http.drain(server.grace_s), fronts.drain(server.grace_s)]
+    if grpc is not None:
+        work.append(grpc.stop(server.grace_s))
+    await asyncio.gather(*work)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait({task})
+
+
+async def _bound(option: str, port: int, start: Coroutine[Any, Any, int]) -> int:
+    """The bound port. Raises: InvalidInput that names the option when it cannot be bound."""
+    try:
+        return await start
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot listen on {option} = {port}: {error.strerror or error}; another port is free with 0"
+        ) from error
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+
+    def stop(number: int) -> None:
+        if event.is_set():
+            os._exit(128 + number)  # workers and fronts see their sockets close, and end
+        event.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    return event
+
+
+def _grpc_options(server: ServerOptions, keys: tuple[str, ...]) -> GrpcOptions:
+    accepted = ApiKeys(keys)
+    return GrpcOptions(
+        authorise=(lambda value: value is not None and accepted.allows({b"authorization": value.encode()}))
+        if keys
+        else None,
+        tls_cert=server.tls_cert,
+        tls_key=server.tls_key,
+        tls_client_ca=server.tls_client_ca,
+        max_message_bytes=server.max_body_bytes,
+        max_metadata_bytes=server.max_header_bytes,
+        timing_metadata=server.timing_headers,
+        limits=limits(server),
+    )
+
+
+def _http_figures(http: HttpListener, fronts: Fronts) -> ListenerFigures:
+    counters = http.counters
+    responses, refused, connections = list(counters.responses), dict(counters.refused), counters.connections_open
+    for gate in fronts.gates:
+        responses = [mine + other for mine, other in zip(responses, gate.figures.responses, strict=True)]
+        for reason, count in gate.figures.refused.items():
+            refused[reason] = refused.get(reason, 0) + count
+        connections += gate.figures.open_connections
+    by_class = {f"{digit}xx": count for digit, count in enumerate(responses) if digit}
+    return ListenerFigures(by_class, refused, connections)
+
+
+def _build() -> dict[str, str]:
+    return {"version": penstock.__version__, "python": platform.python_version()}
+
+
+def _status(engine: Engine, server: ServerOptions, http_port: int, grpc_port: int | None, tls: bool) -> ServerStatus:
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    return ServerStatus(
+        f"{'https' if tls else 'http'}://{host}:{http_port}",
+        None if grpc_port is None else f"{host}:{grpc_port}",
+        [engine.describe(name) for name in engine.models()],
+        os.getpid(),
+    )
+
+
+def _settle_garbage() -> None:
+    """Takes what the start made out of the collector's sight. Requests make no cycles, so collections find nothing on
+    the hot path; the younger generation's threshold is raised so that they also look less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)

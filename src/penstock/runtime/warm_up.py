@@ -1,0 +1,119 @@
+"""Made-up inputs, and what they teach about a model before it takes traffic: that it answers, how long it takes,
+whether its rows are independent of each other, and whether joining rows saves anything."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from penstock.core.errors import InvalidInput, LoadError, PenstockError, ServableError
+from penstock.core.servable import Signature, Tensors
+from penstock.core.tensor import NUMPY_OF, Array, TensorSpec
+from penstock.runtime.batching import policy
+from penstock.runtime.workers import Batch, BatchResult
+
+# Lengths tried for axes of any length, until the model answers: many image models refuse 1, many text models 224.
+_LENGTHS = (1, 16, 32, 64, 224)
+_RUNS = 5
+_MANY = 8  # rows of the larger batch that is timed
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What warm-up found. Times are the best of five runs, in seconds, inside the servable; None: not measured."""
+
+    answered: bool
+    one_row_s: float | None = None
+    many_rows_s: float | None = None  # of a batch of 8 rows
+    rows_independent: bool = True
+    worth_joining: bool = True
+
+
+Run = Callable[[Batch], Awaitable[BatchResult]]
+
+
+def inputs(specs: Sequence[TensorSpec], rows: int, length: int, seed: int = 0) -> dict[str, Array]:
+    """Made-up values for every input: normal floats, 0/1 integers (safe as indexes), short texts.
+    Axis 0 has `rows` when it is of any length; other axes of any length have `length`."""
+    random = np.random.default_rng(seed)
+    made: dict[str, Array] = {}
+    for spec in specs:
+        shape = tuple((rows if axis == 0 else length) if size < 0 else size for axis, size in enumerate(spec.shape))
+        dtype = NUMPY_OF[spec.datatype]
+        if spec.datatype == "BYTES":
+            text = np.empty(shape, dtype=object)
+            text[...] = b"warm up"
+            made[spec.name] = text
+        elif dtype.kind == "f":
+            made[spec.name] = random.standard_normal(shape).astype(dtype)
+        else:
+            made[spec.name] = random.integers(0, 2, shape).astype(dtype)
+    return made
+
+
+async def warm_up(signature: Signature, run: Run, *, check_rows: bool, max_rows: int) -> Findings:
+    """What `run` shows about a freshly loaded servable.
+
+    Raises:
+        LoadError: every input is fully known, and the model still fails to answer.
+    """
+    specs = [spec for spec in signature.inputs if not spec.optional]
+    if not specs or (signature.streaming and not signature.outputs):
+        return Findings(answered=False)
+    length = await _first_answer(specs, run, signature.batchable)
+    if length is None:
+        return Findings(answered=False)
+    one = inputs(specs, 1, length)
+    one_row_s = await _best(run, one, 1, signature.batchable)
+    if not signature.batchable or max_rows < 2:
+        return Findings(True, one_row_s)
+    many = min(_MANY, max_rows)
+    many_rows_s = await _best(run, inputs(specs, many, length), many, True)
+    independent = not check_rows or await _rows_independent(specs, length, run)
+    return Findings(True, one_row_s, many_rows_s, independent, policy.worth_joining(one_row_s, many_rows_s, many))
+
+
+async def _first_answer(specs: Sequence[TensorSpec], run: Run, batchable: bool) -> int | None:
+    """The first length of open axes with which the model answers; None when none does and the guess may be to blame."""
+    first_axis = 1 if batchable else 0
+    guessed = any(size < 0 for spec in specs for size in spec.shape[first_axis:])
+    failure: PenstockError | None = None
+    for length in _LENGTHS if guessed else _LENGTHS[:1]:
+        try:
+            await run(Batch([inputs(specs, 1 if batchable else length, length)], 1, batchable))
+            return length
+        except (ServableError, InvalidInput) as error:
+            failure = error
+    if guessed:
+        return None
+    raise LoadError(
+        f"the model loads but fails on made-up inputs of its own signature: {failure}. "
+        "If it needs real values, set `warm_up = false` for it"
+    )
+
+
+async def _best(run: Run, values: Tensors, rows: int, joined: bool) -> float:
+    return min([(await run(Batch([values], rows, joined))).compute_infer_s for _ in range(_RUNS)])
+
+
+async def _rows_independent(specs: Sequence[TensorSpec], length: int, run: Run) -> bool:
+    """Whether two requests joined give what each gives alone, up to rounding: axis 0 might be time, not a batch."""
+    first, second = inputs(specs, 1, length, seed=1), inputs(specs, 1, length, seed=2)
+    try:
+        both = (await run(Batch([first, second], 2, True))).outputs
+        apart = [(await run(Batch([part], 1, True))).outputs for part in (first, second)]
+    except (ServableError, InvalidInput):
+        return False
+    for name, joined in both.items():
+        for row, alone in enumerate(apart):
+            expected, got = alone[name], joined[row : row + 1]
+            if got.shape != expected.shape:
+                return False
+            if expected.dtype.kind == "f":
+                if not np.allclose(got, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+                    return False
+            elif not np.array_equal(got, expected):
+                return False
+    return True

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from penstock.core.errors import InvalidInput
+from penstock.runtime import lifecycle
+from penstock.runtime.lifecycle import LOADING, READY, UNAVAILABLE, Held, Load, Unload, chosen, default, plan
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("latest:1", {7}),
+        ("latest", {7}),
+        ("latest:2", {4, 7}),
+        ("latest:9", {1, 4, 7}),
+        ("all", {1, 4, 7}),
+        ("1, 4", {1, 4}),
+        ("2", set()),
+    ],
+)
+def test_policy_picks_versions(policy: str, expected: set[int]) -> None:
+    assert chosen(policy, [4, 1, 7]) == expected
+
+
+@pytest.mark.parametrize("policy", ["", "newest", "latest:0", "1;2", "latest:-1"])
+def test_unreadable_policy_is_refused(policy: str) -> None:
+    with pytest.raises(InvalidInput):
+        chosen(policy, [1])
+
+
+def test_new_version_is_loaded_before_the_old_one_goes() -> None:
+    held = [Held(1, READY, "a")]
+    assert plan({2: "b"}, held) == [Load(2)]
+    assert plan({2: "b"}, [*held, Held(2, LOADING, "b")]) == []
+    assert plan({2: "b"}, [*held, Held(2, READY, "b")]) == [Unload(1)]
+
+
+def test_failed_version_leaves_the_old_one_serving_and_is_not_retried() -> None:
+    assert plan({2: "b"}, [Held(1, READY, "a"), Held(2, UNAVAILABLE, "b")]) == []
+
+
+def test_failed_version_is_retried_when_its_files_change() -> None:
+    assert plan({2: "c"}, [Held(1, READY, "a"), Held(2, UNAVAILABLE, "b")]) == [Load(2)]
+
+
+def test_changed_files_of_a_served_version_are_loaded_beside_it() -> None:
+    assert plan({1: "b"}, [Held(1, READY, "a")]) == [Load(1)]
+
+
+def test_withdrawn_model_is_unloaded() -> None:
+    assert plan({}, [Held(1, READY, "a"), Held(2, READY, "b")]) == [Unload(1), Unload(2)]
+
+
+def test_one_failed_of_two_does_not_keep_the_unwished_version() -> None:
+    held = [Held(1, READY, "a"), Held(2, UNAVAILABLE, "b"), Held(3, READY, "c")]
+    assert plan({2: "b", 3: "c"}, held) == [Unload(1)]
+
+
+def test_default_is_the_highest_ready_and_wished_version() -> None:
+    assert default([1, 2, 3], [1, 2]) == 2
+    assert default([1], [2]) == 1
+    assert default([], [2]) is None
+
+
+def test_states_are_those_of_the_repository_index() -> None:
+    assert {lifecycle.LOADING, lifecycle.READY, lifecycle.UNLOADING, lifecycle.UNAVAILABLE} == {
+        "LOADING", "READY", "UNLOADING", "UNAVAILABLE",
+    }  # fmt: skip
