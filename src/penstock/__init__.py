@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.api import Server, serve
+    from penstock.core.declare import Batch, model
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Batch": "penstock.core.declare",
     "Server": "penstock.api",
+    "model": "penstock.core.declare",
     "serve": "penstock.api",
 }
 
-__all__ = ["Server", "__version__", "serve"]
+__all__ = ["Batch", "Server", "__version__", "model", "serve"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,78 @@
+"""The `penstock` command: finds the command's module, runs it, and turns errors into lines and exit codes.
+
+Exit codes: 0 done; 1 it failed (a model did not load, no server answered); 2 what was asked can never work (an unknown
+option, a wrong value, no such model); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from penstock.core.errors import InvalidInput, NotFound, PenstockError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = {
+    "serve": "penstock.cli.serve",
+    "config": "penstock.cli.configuration",
+    "models": "penstock.cli.models",
+    "predict": "penstock.cli.predict",
+    "bench": "penstock.cli.bench",
+    "version": "penstock.cli.version",
+}
+
+
+class LazyCommands(TyperGroup):
+    """A group whose commands are imported when they are asked for. Each module has a Typer `app` with one command."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        command = typer.main.get_command(importlib.import_module(COMMANDS[cmd_name]).app)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from penstock.config import nearest
+
+            near = nearest(args[0], COMMANDS)
+            raise InvalidInput(f"there is no command {args[0]!r}{near}; there are {', '.join(COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+def application() -> typer.Typer:
+    """The whole command line."""
+    app = typer.Typer(cls=LazyCommands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+    @app.callback()
+    def root() -> None:
+        """Serves machine-learning models: any model behind fast REST and gRPC with one command."""
+
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits; with `arguments` instead of the process's own where given."""
+    command = typer.main.get_command(application())
+    try:
+        command.main(args=None if arguments is None else list(arguments), prog_name="penstock")
+    except PenstockError as error:
+        from penstock.cli.output import complain
+
+        complain(error)
+        sys.exit(2 if isinstance(error, (InvalidInput, NotFound)) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `penstock models | head`
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,182 @@
+"""`penstock bench MODEL`: how many requests a second, how long each takes, and where the server spends that time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from penstock.cli import inputs, load, wire
+from penstock.cli.connection import ApiKey, CaFile, Connection, Url, connect, model_path
+from penstock.cli.output import print_json, print_table
+from penstock.core.errors import Internal, InvalidInput, LoadError, NotReady
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL[@VERSION]]", help="The model; may be left out where there is one.")
+    ] = None,
+    connections: Annotated[int, typer.Option(help="Clients at once.", min=1)] = 16,
+    duration: Annotated[float, typer.Option(metavar="SECONDS", help="How long.", min=0.1)] = 5.0,
+    rows: Annotated[int, typer.Option(help="Rows in each request.", min=1)] = 1,
+    protocol: Annotated[str, typer.Option(metavar="http|grpc", help="Protocol to measure.")] = "http",
+    grpc_address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where gRPC answers.")] = "127.0.0.1:8081",
+    given: Annotated[
+        str | None, typer.Option("--input", metavar="INPUT", help="Send this, as `predict` reads it.")
+    ] = None,
+    serve: Annotated[
+        str | None, typer.Option(metavar="PATH", help="First start a server for PATH, and stop it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Measures a running server from this machine: a closed loop of CONNECTIONS clients.
+
+    Inputs are made up from the model's metadata. The split of the server's time (queue, batch, compute) comes from its
+    Server-Timing header on every 16th answer. Client and server share this machine's processors: for a true maximum
+    run it from another machine.
+    """
+    if protocol not in ("http", "grpc"):
+        raise InvalidInput(f"--protocol is {protocol!r}; write http or grpc")
+    with contextlib.ExitStack() as stack:
+        if serve is not None:
+            url, grpc_address = stack.enter_context(_server(serve))
+        connection = stack.enter_context(connect(url, api_key, ca_file))
+        name = model or _only_model(connection)
+        path = model_path(name)
+        known = wire.specs(connection.get(path).json())
+        values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin)
+        body, headers = wire.encode(values, known)
+        # One call first: a model that refuses what was made up is told here, with the server's own words.
+        connection.request("POST", f"{path}/infer", body, headers)
+        if protocol == "grpc":
+            from penstock.cli import load_grpc
+
+            tally = _run_grpc(load_grpc.prepare(name, values, known), grpc_address, connection, connections, duration)
+        else:
+            tally = _run_http(_target(connection, f"{path}/infer", body, headers), connections, duration)
+    figures = summary(tally, connections, rows)
+    if as_json:
+        print_json({"model": name, "protocol": protocol, "connections": connections, "rows": rows, **figures})
+    else:
+        print_table([{"figure": key, "value": _shown(value)} for key, value in figures.items()], right=["value"])
+    if not tally.latencies_s:
+        raise Internal(f"no request was answered: {tally.errors}")
+
+
+def summary(tally: load.Tally, connections: int, rows: int) -> dict[str, object]:
+    """The figures of a run. Times in milliseconds, percentiles by nearest rank."""
+    ordered = sorted(tally.latencies_s)
+    figures: dict[str, object] = {
+        "requests": len(ordered),
+        "errors": sum(tally.errors.values()),
+        "seconds": round(tally.seconds, 3),
+        "requests/s": round(len(ordered) / tally.seconds, 1) if tally.seconds else 0.0,
+        "rows/s": round(len(ordered) * rows / tally.seconds, 1) if tally.seconds else 0.0,
+    }
+    if ordered:
+        for title, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)):
+            figures[f"{title} ms"] = round(percentile(ordered, share) * 1e3, 3)
+    for name, measured in tally.server_ms.items():
+        figures[f"server {name} ms (mean)"] = round(sum(measured) / len(measured), 3)
+    figures |= {f"error: {why}": count for why, count in tally.errors.items()}
+    return figures
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile of ascending values; `share` from 0 to 1."""
+    rank = max(1, -int(-share * len(ordered) // 1))
+    return ordered[min(rank, len(ordered)) - 1]
+
+
+def _run_http(target: load.Target, connections: int, duration_s: float) -> load.Tally:
+    import uvloop
+
+    try:
+        return uvloop.run(load.run(target, connections, duration_s))
+    except OSError as error:
+        raise NotReady(f"cannot connect to {target.host}:{target.port}: {error}") from error
+
+
+def _run_grpc(request: bytes, address: str, connection: Connection, connections: int, duration_s: float) -> load.Tally:
+    import asyncio
+
+    from penstock.cli import load_grpc
+
+    ca = None
+    if connection.url.startswith("https"):
+        ca = connection.ca_file or ""
+    return asyncio.run(load_grpc.run(address, request, connections, duration_s, connection.api_key, ca))
+
+
+def _target(connection: Connection, path: str, body: bytes, headers: Mapping[str, str]) -> load.Target:
+    parts = urlsplit(connection.url if "//" in connection.url else f"http://{connection.url}")
+    lines = [f"POST {path} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if connection.api_key:
+        lines.append(f"Authorization: Bearer {connection.api_key}")
+    plain = "\r\n".join(lines).encode()
+    tls = None
+    if parts.scheme == "https":
+        import ssl
+
+        tls = ssl.create_default_context(cafile=connection.ca_file)
+    return load.Target(
+        parts.hostname or "",
+        parts.port or (443 if tls else 80),
+        plain + b"\r\n\r\n" + body,
+        plain + b"\r\npenstock-timing: 1\r\n\r\n" + body,
+        tls,
+    )
+
+
+def _only_model(connection: Connection) -> str:
+    names = sorted({str(item["name"]) for item in connection.request("POST", "/v2/repository/index").json()})
+    if len(names) != 1:
+        raise InvalidInput(f"name a model: {', '.join(names) or 'the server has none'}")
+    return names[0]
+
+
+@contextlib.contextmanager
+def _server(path: str) -> Iterator[tuple[str, str]]:
+    """The HTTP URL and the gRPC address of a server for `path` on free ports, stopped at the end.
+
+    Raises:
+        LoadError: it ended before it was ready; why stands on standard error.
+    """
+    command = [sys.executable, "-m", "penstock.cli", "serve", path, "--http-port", "0", "--grpc-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                ready = _ready(line)
+                if ready is not None:
+                    parts = urlsplit(str(ready["http"]))
+                    yield f"{parts.scheme}://{parts.netloc}", str(ready["grpc"])
+                    return
+            raise LoadError(f"the server for {path} ended before it was ready")
+        finally:
+            process.terminate()
+
+
+def _ready(line: str) -> Mapping[str, object] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and event.get("event") == "ready" else None
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)

@@ -1,0 +1,102 @@
+"""`penstock models`: what a running server has loaded, and how it is doing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from penstock.cli.connection import ApiKey, CaFile, Connection, Url, connect, model_path
+from penstock.cli.output import print_json, print_table
+from penstock.core.errors import NotFound, NotReady
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    ca_file: CaFile = None,
+) -> None:
+    """Lists the models of a running server: versions, state, where they run, how many requests, how fast.
+
+    p50 and p99 are over all requests since the version was loaded, from the buckets of the server's histogram.
+    """
+    with connect(url, api_key, ca_file) as connection:
+        rows = [_row(connection, entry) for entry in connection.request("POST", "/v2/repository/index").json()]
+        _add_latencies(rows, connection.get("/metrics").body.decode())
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_table(rows, right=["requests", "p50 ms", "p99 ms"])
+    else:
+        print("no models")
+
+
+def _row(connection: Connection, entry: Mapping[str, Any]) -> dict[str, object]:
+    """One version, as the index, its configuration and its statistics describe it."""
+    name, version = str(entry["name"]), str(entry.get("version", ""))
+    row: dict[str, object] = {
+        "model": name, "version": version, "state": entry.get("state") or "never loaded", "adapter": "",
+        "executor": "", "requests": "", "p50 ms": "", "p99 ms": "", "sha256": "", "path": "",
+    }  # fmt: skip
+    if entry.get("reason"):
+        row["state"] = f"{row['state']}: {entry['reason']}"
+    if entry.get("state") != "READY":
+        return row
+    path = model_path(f"{name}@{version}" if version else name)
+    try:
+        config = connection.get(f"{path}/config").json()
+        (figures,) = connection.get(f"{path}/stats").json()["model_stats"]
+    except (NotFound, NotReady):  # it went away between the calls
+        return row
+    told = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
+    row |= {
+        "adapter": config.get("backend", ""),
+        "executor": told.get("penstock.executor", ""),
+        "requests": figures["inference_stats"]["success"]["count"],
+        "sha256": told.get("penstock.sha256", "")[:12],
+        "path": told.get("penstock.path", ""),
+    }
+    return row
+
+
+def _add_latencies(rows: list[dict[str, object]], exposition: str) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    buckets: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for family in text_string_to_metric_families(exposition):
+        if family.name == "penstock_request_seconds":
+            for sample in family.samples:
+                if sample.name.endswith("_bucket"):
+                    key = (sample.labels["model"], sample.labels["version"])
+                    buckets.setdefault(key, []).append((float(sample.labels["le"]), sample.value))
+    for row in rows:
+        counts = sorted(buckets.get((str(row["model"]), str(row["version"])), []))
+        for title, share in (("p50 ms", 0.5), ("p99 ms", 0.99)):
+            seconds = quantile(counts, share)
+            if seconds is not None:
+                row[title] = f"{seconds * 1e3:.3g}"
+
+
+def quantile(buckets: list[tuple[float, float]], share: float) -> float | None:
+    """The quantile of a cumulative histogram of (upper bound, count so far), by linear interpolation inside the bucket;
+    the largest finite bound where it lies beyond; None without observations.
+
+    Source: PromQL's histogram_quantile.
+    """
+    total = buckets[-1][1] if buckets else 0
+    if not total:
+        return None
+    wanted, low, before = share * total, 0.0, 0.0
+    for bound, count in buckets:
+        if count >= wanted:
+            if math.isinf(bound):
+                return low
+            return low + (bound - low) * (wanted - before) / (count - before) if count > before else bound
+        low, before = bound, count
+    return low

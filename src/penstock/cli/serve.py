@@ -1,0 +1,52 @@
+"""`penstock serve PATH…`: loads models and answers for them until it is told to stop."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from penstock.cli.flags import with_options
+from penstock.core.errors import InvalidInput
+from penstock.runtime.options import ModelOptions, ServerOptions
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command(no_args_is_help=False)
+@with_options(server=ServerOptions, model=ModelOptions)
+def serve(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="Model files, folders of numbered versions, or `file.py:Name`."),
+    ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option("--trust", metavar="PATH", help="Allow the pickled files of this PATH: they can run any code."),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="Configuration file \\[default: ./penstock.toml].")
+    ] = None,
+    server: dict[str, object] | None = None,
+    model: dict[str, object] | None = None,
+) -> None:
+    """Serves models over HTTP and gRPC until SIGTERM or Ctrl-C.
+
+    Every option can also stand in the environment (--http-port is PENSTOCK_HTTP_PORT, --workers is
+    PENSTOCK_MODEL_WORKERS) and in the file (\\[server], \\[defaults], \\[models.NAME]); flags win. Model options given
+    as flags hold for every model. `penstock config` shows each effective value and where it came from.
+    """
+    import uvloop
+
+    from penstock.cli.startup import announce
+    from penstock.runtime.assemble import Written, effective
+    from penstock.runtime.server import run
+
+    configuration = effective(Written(paths or (), server or {}, model or {}, trust or ()), config)
+    if not configuration.models:
+        raise InvalidInput(
+            "there is nothing to serve: give a model file, a folder or file.py:Name, or a penstock.toml with "
+            "[models.NAME] tables"
+        )
+    options, models = configuration.server.value, [model.value for model in configuration.models]
+    uvloop.run(run(options, models, on_ready=lambda status: announce(status, options)))

@@ -1,0 +1,78 @@
+"""The lines a server prints once it is ready: where each model answers, and a call to try."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from penstock.cli.output import out
+from penstock.core.tensor import TensorSpec, element_count
+
+if TYPE_CHECKING:
+    from penstock.core.door import ModelDescription
+    from penstock.runtime.options import ServerOptions
+    from penstock.runtime.server import ServerStatus
+
+# Beyond this many values a call does not fit on a command line that anybody would read.
+SHORT_ENOUGH = 256
+
+
+def announce(status: ServerStatus, options: ServerOptions) -> None:
+    """Prints one line per ready model and a call that works: in colour on a terminal, as JSON lines otherwise."""
+    terminal = sys.stdout.isatty()
+    for model in status.models:
+        line = describe(status, model)
+        if terminal:
+            out().print(
+                f"[bold green]ready[/]  [bold]{escape(str(line['model']))}@{line['version']}[/]  {line['adapter']}  "
+                f"{line['executor']}  {line['http']}" + (f"  grpc {line['grpc']}" if line["grpc"] else "")
+            )
+        else:
+            print(json.dumps({"event": "ready", **line}), flush=True)
+    if terminal and status.models:
+        out().print(f"[dim]try[/]    {escape(call(status.http_url, status.models[0], options))}")
+
+
+def describe(status: ServerStatus, model: ModelDescription) -> dict[str, object]:
+    """What one ready line says."""
+    return {
+        "model": model.name,
+        "version": model.version,
+        "adapter": str(model.config.get("adapter", "")) or model.signature.platform,
+        "executor": model.executor,
+        "http": f"{status.http_url}/v2/models/{model.name}/infer",
+        "grpc": status.grpc_address or "",
+    }
+
+
+def call(http_url: str, model: ModelDescription, options: ServerOptions) -> str:
+    """A command that gets an answer: curl with made-up values, or `penstock predict` where they would be too many."""
+    specs = [spec for spec in model.signature.inputs if not spec.optional]
+    parts = ["curl", "-s"]
+    if options.tls_cert is not None:
+        parts += ["--cacert", options.tls_cert]
+    header = ""
+    if options.api_key is not None or options.api_key_file is not None:
+        header = ' -H "Authorization: Bearer $PENSTOCK_API_KEY"'  # in double quotes: the shell fills in the key
+    if not specs or sum(element_count(concrete(spec)) for spec in specs) > SHORT_ENOUGH:
+        return shlex.join(["penstock", "predict", model.name, "--made-up", "--url", http_url])
+    body = json.dumps({"inputs": [example(spec) for spec in specs]}, separators=(",", ":"))
+    return shlex.join([*parts, f"{http_url}/v2/models/{model.name}/infer"]) + header + " -d " + shlex.quote(body)
+
+
+def concrete(spec: TensorSpec) -> tuple[int, ...]:
+    """The smallest shape that fits: every axis of any length is 1."""
+    return tuple(1 if size < 0 else size for size in spec.shape)
+
+
+def example(spec: TensorSpec) -> Mapping[str, Any]:
+    """A V2 JSON input of zeros, or of short texts."""
+    values: dict[str, object] = {"BYTES": "text", "BOOL": False}
+    shape = concrete(spec)
+    value = values.get(spec.datatype, 0)
+    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": [value] * element_count(shape)}
