@@ -1,9 +1,10 @@
 """Holds every model of this replica: what is wished, what is loaded, and who answers for a name.
 
 Theory of operation. `apply` takes the whole wished state. For each model, `lifecycle.plan` says what to load and
-unload, until nothing is left to do; loads of different models run side by side, bounded by the cores. Lookups go through one
-table from (model, version text) to the version that answers; every change of state builds a new table and swaps it in,
-which is the one atomic step of a version switch. A version that left the table answers what it holds and is then freed.
+unload, until nothing is left to do; loads of different models run side by side, bounded by the cores. Lookups go
+through one table from (model, version text) to the version that answers; every change of state builds a new table and
+swaps it in, which is the one atomic step of a version switch. A version that left the table answers what it holds and
+is then freed.
 """
 
 from __future__ import annotations

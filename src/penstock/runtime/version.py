@@ -186,6 +186,7 @@ class _Loading:
             await self._go_inline()
         else:
             loaded.pool.check = self._warm_again
+            loaded.pool.on_free = loaded.batcher.wake
             self._workers_changed()
             loaded.pool.grow()
         loaded.loaded_s = time.monotonic() - began
@@ -220,7 +221,7 @@ class _Loading:
                 "batching_off",
                 extra={
                     "model": self._loaded.name,
-                    "reason": "joined rows gave other answers than single ones: axis 0 is no batch, or answers are random",
+                    "reason": "joined rows gave other answers than single ones: axis 0 is no batch, or it is random",
                 },
             )
         return findings

@@ -166,7 +166,10 @@ class Batcher:
             else:
                 self._recorder.record_failure(failed, timings.finished - timings.received)
             self._settle(1)
-            self._schedule()
+
+    def wake(self) -> None:
+        """To be called when an executor has a free slot again without having answered a batch."""
+        self._schedule()
 
     def close(self, error: PenstockError) -> None:
         """Refuses everything from now on with `error`, and fails what still waits."""
@@ -252,7 +255,7 @@ class Batcher:
         if first.stream:
             try:
                 first.future.set_result(
-                    executor.stream(first.request.inputs, first.request.parameters)  # type: ignore[arg-type]
+                    executor.stream(first.request.inputs, first.request.parameters, first.request.deadline)  # type: ignore[arg-type]
                 )
             except PenstockError as error:
                 self._fail(first, error)

@@ -1,26 +1,11 @@
-"""Joins and splits the tensors of a batch along axis 0."""
+"""Splits a batch's outputs along axis 0. Executors join the inputs, each where it copies them anyway."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from penstock.core.errors import ServableError
 from penstock.core.tensor import Array
-
-
-def join(parts: Sequence[Mapping[str, Array]], pad_rows: int) -> dict[str, Array]:
-    """One mapping with the parts' rows after each other; `pad_rows` times the last row at the end."""
-    if len(parts) == 1 and not pad_rows:
-        return dict(parts[0])
-    joined: dict[str, Array] = {}
-    for name in parts[0]:
-        arrays = [part[name] for part in parts]
-        if pad_rows:
-            arrays.append(np.repeat(arrays[-1][-1:], pad_rows, axis=0))
-        joined[name] = np.concatenate(arrays)
-    return joined
 
 
 def split(outputs: Mapping[str, Array], rows: Sequence[int]) -> list[dict[str, Array]]:

@@ -12,7 +12,7 @@ _REMEMBERED = 1024
 
 
 class Quarantine:
-    """Counts worker deaths by the content of the requests involved. Falsy while there were none: it then costs nothing."""
+    """Counts worker deaths by the content of the requests involved. Falsy, and free, while there were none."""
 
     def __init__(self, limit: int = 2) -> None:
         self.limit = limit  # deaths in which the same inputs took part, until they are refused

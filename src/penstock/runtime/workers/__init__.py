@@ -61,9 +61,11 @@ class Executor(Protocol):
 
     def run(self, batch: Batch, done: Done) -> None: ...
 
-    def stream(self, inputs: Tensors, parameters: Mapping[str, Parameter]) -> AsyncIterator[Tensors]:
-        """The answers to one request, each an owned dict. Takes a slot until it ends; closing it stops the model
-        within one item. A broken stream raises, it never just ends."""
+    def stream(
+        self, inputs: Tensors, parameters: Mapping[str, Parameter], deadline: float = float("inf")
+    ) -> AsyncIterator[Tensors]:
+        """The answers to one request, each an owned dict. Takes a slot at once and until the model has stopped; its
+        `aclose` stops the model within one item. A broken stream raises, it never just ends."""
         ...
 
     async def close(self, grace_s: float) -> None:

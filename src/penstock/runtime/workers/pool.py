@@ -37,6 +37,7 @@ class Pool:
         self.size = size
         self.restarts = 0
         self.check: Callable[[WorkerProcess], Awaitable[None]] | None = None  # the warm-up of every later process
+        self.on_free: Callable[[], None] = _nothing  # called when a stream has given its slot back
         self._make_spec = make_spec
         self._load_timeout_s = load_timeout_s
         self._hang_s = hang_s
@@ -89,6 +90,7 @@ class Pool:
     async def _launch(self, seat: int) -> WorkerProcess:
         worker = await WorkerProcess.start(self._make_spec(seat), load_timeout_s=self._load_timeout_s)
         worker.on_exit(lambda: self._died(seat, worker))
+        worker.on_free(lambda: self.on_free())
         return worker
 
     def _died(self, seat: int, worker: WorkerProcess) -> None:
@@ -164,3 +166,7 @@ class Pool:
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _nothing() -> None:
+    return

@@ -1,0 +1,113 @@
+"""A real server, started as a user starts it: `penstock serve` in a process of its own, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+START_S = 60.0
+
+
+@dataclass
+class RunningServer:
+    """One server process. `http` is its base URL, `grpc` its address; `lines` are the lines of its standard output."""
+
+    http: str
+    grpc: str
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    log: Path | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
+        """The exit status after a signal."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+ServerFactory = Callable[..., RunningServer]
+
+
+def toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+def write_config(path: Path, models: Mapping[str, str | Mapping[str, object]], options: Mapping[str, object]) -> None:
+    """Writes penstock.toml: `models` maps a name to a path, or to a table of model options."""
+    lines = ["[server]", 'log_format = "json"', *(f"{key} = {toml(value)}" for key, value in options.items())]
+    for name, model in models.items():
+        table = {"path": model} if isinstance(model, str) else model
+        lines += [f"[models.{json.dumps(name)}]", *(f"{key} = {toml(value)}" for key, value in table.items())]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def start(
+    folder: Path, models: Mapping[str, str | Mapping[str, object]], env: Mapping[str, str] | None = None, **options: object
+) -> RunningServer:
+    """Starts a server and returns when it says that it serves. Raises with its log when it does not."""
+    config = folder / "penstock.toml"
+    write_config(config, models, {"http_port": 0, "grpc_port": 0, **options})
+    log = folder / "server.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "penstock.cli", "serve", "--config", str(config)],
+            stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
+            env={**os.environ, **(env or {})},
+        )  # fmt: skip
+    assert process.stdout is not None
+    killer = threading.Timer(START_S, process.kill)
+    killer.start()
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            with contextlib.suppress(json.JSONDecodeError):
+                event = json.loads(line)
+                if event.get("event") == "serving":
+                    server = RunningServer(event["http"], event["grpc"], process, lines, log)
+                    threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True).start()
+                    return server
+    finally:
+        killer.cancel()
+    raise RuntimeError(f"the server did not start (exit status {process.wait()}):\n{''.join(lines)}\n{log.read_text()}")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerFactory]:
+    """Starts servers that live until the test ends."""
+    started: list[RunningServer] = []
+
+    def factory(models: Mapping[str, str | Mapping[str, object]], **options: object) -> RunningServer:
+        folder = tmp_path / f"server{len(started)}"
+        folder.mkdir()
+        running = start(folder, models, **options)
+        started.append(running)
+        return running
+
+    yield factory
+    for running in started:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.stop()
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+        if running.process.stdout is not None:
+            running.process.stdout.close()
