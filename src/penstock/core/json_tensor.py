@@ -32,7 +32,7 @@ _PACK: Final = {
     "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q",
     "FP16": "e", "FP32": "f", "FP64": "d",
 }  # fmt: skip
-_BINARY_ONLY: Final = ("FP16", "BF16")
+BINARY_ONLY: Final = ("FP16", "BF16")
 _LONG_TEXT_BYTES: Final = 4096  # about 1,000 numbers, above which simdjson is faster in spite of its set-up
 
 
@@ -67,7 +67,7 @@ def array_of_json(
         TooLarge: as `check_shape`.
     """
     count = check_shape(name, datatype, shape, limit_bytes)
-    if datatype in _BINARY_ONLY:
+    if datatype in BINARY_ONLY:
         raise InvalidInput(f"input '{name}': {datatype} has no JSON form, send it as binary data")
     nested = _is_nested(raw)
     if nested and len(shape) < 2:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from penstock.core.door import Door
 from penstock.core.errors import PenstockError
 from penstock.core.messages import Request, Response
+from penstock.core.servable import Signature
 
 Buffer = bytes | bytearray | memoryview
 
@@ -84,6 +85,10 @@ class StreamExchange(Protocol):
     def encode_error(self, error: PenstockError) -> bytes: ...
 
 
+# A JSON body that works for a model of this signature, for documents; None when there is none short enough to show.
+Example = Callable[[Signature], Mapping[str, object] | None]
+
+
 @dataclass(frozen=True, slots=True)
 class InferRoute:
     """A path that answers one inference. `{name}` in the pattern matches one or more characters except '/'."""
@@ -93,6 +98,7 @@ class InferRoute:
     decode: Callable[[HttpRequest, Door], Exchange]
     summary: str
     openapi: Mapping[str, object] = field(default_factory=dict)  # operation object: requestBody, responses, …
+    example: Example | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,7 @@ class StreamRoute:
     decode: Callable[[HttpRequest, Door], StreamExchange]
     summary: str
     openapi: Mapping[str, object] = field(default_factory=dict)
+    example: Example | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,21 @@ class HttpProtocol(Protocol):
     def routes(self) -> Sequence[Route]: ...
 
     def encode_error(self, error: PenstockError, request: HttpRequest) -> HttpResponse: ...
+
+
+@runtime_checkable
+class DescribesServer(Protocol):
+    """An HttpProtocol whose answers are about all of a server's routes. Who puts a server's protocols together asks it
+    for `describing(all of them)`, itself included, and serves what it gets back instead of it."""
+
+    def describing(self, protocols: Sequence[HttpProtocol]) -> HttpProtocol: ...
+
+
+def described(protocols: Sequence[HttpProtocol]) -> list[HttpProtocol]:
+    """`protocols`, with those that describe the others told about them."""
+    return [
+        protocol.describing(protocols) if isinstance(protocol, DescribesServer) else protocol for protocol in protocols
+    ]
 
 
 @dataclass(slots=True)

@@ -26,7 +26,8 @@ class V2Http:
     def routes(self) -> Sequence[Route]:
         """Every path of the protocol."""
         infer = [
-            InferRoute("POST", f"{path}/infer", request.decode, "Run one inference", INFER) for path in models.PATHS
+            InferRoute("POST", f"{path}/infer", request.decode, "Run one inference", INFER, request.example)
+            for path in models.PATHS
         ]
         return [*infer, *generate.routes(), *models.routes(), *repository.routes(), *settings.routes()]
 

@@ -18,6 +18,8 @@ from penstock.core.errors import InvalidInput, PenstockError
 from penstock.core.json_body import error_json, read_object
 from penstock.core.json_tensor import array_of_value, texts_of_array
 from penstock.core.messages import Parameter, Request, Response, Timings
+from penstock.core.sample import sample_flat, sample_rows
+from penstock.core.servable import Signature
 from penstock.protocols import HttpRequest, HttpResponse, InferRoute, Route, StreamRoute
 from penstock.protocols.v2_http import request as infer
 from penstock.protocols.v2_http.answer import InferExchange, compressed
@@ -33,9 +35,18 @@ def routes() -> Sequence[Route]:
     found: list[Route] = []
     for path in PATHS:
         found += [
-            InferRoute("POST", f"{path}/generate", decode, "Generate from plain JSON", GENERATE),
-            StreamRoute("POST", f"{path}/generate_stream", decode_stream, "Generate as a stream of events", GENERATE),
-            StreamRoute("POST", f"{path}/infer_stream", decode_infer_stream, "Inference as a stream of events", INFER),
+            InferRoute("POST", f"{path}/generate", decode, "Generate from plain JSON", GENERATE, example),
+            StreamRoute(
+                "POST", f"{path}/generate_stream", decode_stream, "Generate as a stream of events", GENERATE, example
+            ),
+            StreamRoute(
+                "POST",
+                f"{path}/infer_stream",
+                decode_infer_stream,
+                "Inference as a stream of events",
+                INFER,
+                infer.example,
+            ),
         ]
     return found
 
@@ -57,6 +68,19 @@ def decode_infer_stream(http: HttpRequest, door: Door) -> InferStream:
     if any(wish.binary for wish in exchange.wishes.values()):
         raise InvalidInput("a stream of events is text: ask for outputs without binary_data")
     return InferStream(exchange.request, exchange)
+
+
+def example(signature: Signature) -> dict[str, object] | None:
+    """A body that `decode` takes; None when it would be too long."""
+    samples = {spec.name: sample_flat(spec) for spec in signature.inputs if not spec.optional}
+    if not samples:
+        return None
+    body: dict[str, object] = {}
+    for name, values in samples.items():
+        if values is None:
+            return None
+        body[name] = values[0] if len(values) == 1 else sample_rows(next(s for s in signature.inputs if s.name == name))
+    return body
 
 
 @dataclass(slots=True)

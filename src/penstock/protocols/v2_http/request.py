@@ -16,8 +16,9 @@ from penstock.core.compression import decompress
 from penstock.core.door import Door
 from penstock.core.errors import InvalidInput, TooLarge, Unsupported
 from penstock.core.json_body import read_json
-from penstock.core.json_tensor import array_of_json, check_shape
+from penstock.core.json_tensor import BINARY_ONLY, array_of_json, check_shape
 from penstock.core.messages import NO_DEADLINE, Parameter, Request, Timings
+from penstock.core.sample import sample_flat, sample_shape
 from penstock.core.servable import Signature
 from penstock.core.tensor import NUMPY_OF, Array, TensorSpec, element_count, from_wire
 from penstock.protocols import HttpRequest, Limits
@@ -83,6 +84,19 @@ def decode(http: HttpRequest, door: Door) -> InferExchange:
     else:
         _read(_parse(view[:json_bytes]), view[json_bytes:], exchange, http.limits)
     return exchange
+
+
+def example(signature: Signature) -> dict[str, object] | None:
+    """A JSON body that `decode` takes; None when it would be too long, or has no JSON form."""
+    inputs: list[dict[str, object]] = []
+    for spec in signature.inputs:
+        if spec.optional:
+            continue
+        data = sample_flat(spec)
+        if data is None or spec.datatype in BINARY_ONLY:
+            return None
+        inputs.append({"name": spec.name, "shape": sample_shape(spec), "datatype": spec.datatype, "data": data})
+    return {"inputs": inputs}
 
 
 def _parse(body: bytes | bytearray | memoryview) -> JsonRequest:
