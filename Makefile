@@ -3,7 +3,7 @@
 #   make serve    install Penstock into .venv and serve the digits example
 #   make test     format check, lint, types, import contract, all tests
 #   make check    the same with unit and property tests only: under a minute, for every commit
-#   make bench    the load generator against the digits example
+#   make bench    compare with the other model servers installed here; see bench/README.md
 #   make docs     regenerate the pages that are made from code
 
 SHELL := /bin/bash
@@ -53,7 +53,7 @@ serve: $(VENV)/.installed
 	@exec $(BIN)/penstock serve $(MODEL) $(ARGS)
 
 bench: $(VENV)/.installed
-	@exec $(BIN)/python -m penstock.cli.bench $(MODEL) $(ARGS)
+	@exec $(BIN)/python bench/run.py $(or $(ARGS),--quick)
 
 format: $(VENV)/.installed-dev
 	@$(BIN)/ruff format
