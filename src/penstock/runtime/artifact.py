@@ -1,0 +1,110 @@
+"""A model's files as one thing: which they are, a cheap fingerprint to see change, and a hash to name their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from penstock.core.errors import LoadError
+
+_CHUNK_BYTES = 1 << 20
+_UNFINISHED = (".tmp", ".part", ".partial", ".crdownload", ".swp", "~", ".lock")
+
+
+def ignored(name: str) -> bool:
+    """Whether a file or folder is no part of a model: hidden, still being written, or Python's own cache."""
+    return name.startswith((".", "__pycache__")) or name.endswith(_UNFINISHED)
+
+
+def place_of(path: Path) -> Path | None:
+    """The file or folder that `path` means, `file.py:Name` being the file; None when it is nothing on a disk."""
+    if path.exists():
+        return path
+    file = Path(str(path).rpartition(":")[0])
+    return file if str(path).count(":") and file.exists() and str(file) not in ("", ".") else None
+
+
+def files_of(path: Path) -> Iterator[tuple[str, Path]]:
+    """The files of an artifact as (relative name, path), sorted by name.
+
+    A folder's are all below it. A single file's are itself and its companions, whose names begin with its name: the
+    weights that ONNX keeps outside (`model.onnx.data`, `model.onnx_data`).
+
+    Raises:
+        LoadError: a link leads out of the folder.
+    """
+    place = place_of(path)
+    if place is None:
+        return
+    if place.is_dir():
+        root = place.resolve()
+        names = sorted(_walk(place, ""))
+        for name in names:
+            file = place / name
+            if file.is_symlink() and not file.resolve().is_relative_to(root.parent):
+                raise LoadError(f"{name} in {place} is a link that leads out of the model's folder")
+            yield name, file
+        return
+    yield place.name, place
+    if place.suffix != ".py":
+        for beside in sorted(place.parent.iterdir()):
+            name = beside.name
+            if name.startswith((f"{place.name}.", f"{place.name}_")) and not ignored(name) and beside.is_file():
+                yield name, beside
+
+
+def fingerprint(path: Path) -> str:
+    """Text that changes when a file of the artifact is added, removed, replaced, grown or touched; reads no content."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    for name, file in files_of(path):
+        try:
+            status = file.stat()
+        except FileNotFoundError:  # it was there a moment ago: the next look will tell
+            continue
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}\n".encode())
+    return digest.hexdigest()
+
+
+def artifact_sha256(path: Path) -> str:
+    """The SHA-256 of an artifact's content, in hex. Of one file it is what `sha256sum` shows; of several it is over
+    each name, size and hash in the order of names; "" for a model that is no file (a module's name, `echo`).
+
+    Raises:
+        LoadError: a file cannot be read, or a link leads out of the folder.
+    """
+    try:
+        hashes = [(name, *_hash(file)) for name, file in files_of(path)]
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error}") from error
+    if len(hashes) == 1 and not path.is_dir():
+        return hashes[0][2]
+    if not hashes:
+        return ""
+    whole = hashlib.sha256()
+    for name, size_bytes, digest in hashes:
+        whole.update(f"{name}\0{size_bytes}\0{digest}\n".encode())
+    return whole.hexdigest()
+
+
+def _hash(file: Path) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+    return size_bytes, digest.hexdigest()
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[str]:
+    """Relative names of all files below `folder`. Links to folders are not followed: they could lead back."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if ignored(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                yield prefix + entry.name
