@@ -14,11 +14,11 @@ from penstock.runtime.assemble import Configuration, Written, assemble
 from penstock.runtime.options import ModelOptions
 
 
-def folder(path: str) -> Sequence[ModelOptions]:
+def folder(path: str, adapter: str) -> Sequence[ModelOptions]:
     """Recognises `NAME.onnx` as one model, and `repository/` as two whose own files set a batch size."""
     if path.endswith("repository"):
-        return [ModelOptions(name=name, path=f"{path}/{name}", adapter="onnx", max_batch_size=8) for name in "ab"]
-    return [ModelOptions(name=Path(path).stem, path=path, adapter="onnx")]
+        return [ModelOptions(name=name, path=f"{path}/{name}", max_batch_size=8) for name in "ab"]
+    return [ModelOptions(name=Path(path).stem, path=path, adapter=adapter)]
 
 
 def put(
@@ -125,3 +125,16 @@ def test_an_unknown_key_is_refused_with_its_table() -> None:
 def test_cross_checks_see_options_from_different_places() -> None:
     message = refusal("iris.onnx", model={"batch": "false"}, defaults={"batch_sizes": [1, 2]})
     assert "batch_sizes (file penstock.toml [defaults]) has no effect with batch = false (flag --batch)" in message
+
+
+def test_files_are_recognised_for_the_adapter_that_was_chosen() -> None:
+    seen = []
+
+    def spy(path: str, adapter: str) -> Sequence[ModelOptions]:
+        seen.append(adapter)
+        return [ModelOptions(name=Path(path).stem, path=path)]
+
+    file = ConfigFile(Path("penstock.toml"), defaults={"adapter": "c"}, models={"m": {"path": "m", "adapter": "b"}})
+    assemble(Written(["x"], model={"adapter": "a"}), file, {}, spy)
+    assemble(Written(["x"]), file, {}, spy)
+    assert seen == ["a", "a", "c", "b"]

@@ -2,7 +2,7 @@
 
 Strongest first, for the server: flags, environment, file `[server]`. For a model: flags, environment, file
 `[models.NAME]`, what its own files say (a foreign repository's settings), file `[defaults]`. Nothing here reads the
-environment or parses a file: `config` does, and the caller hands both in.
+environment or parses a file: `config` does. `assemble` is handed all it looks at; `effective` looks for itself.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penstock import config
 from penstock.config import ConfigFile, Layer, Resolved, environment_layers, options_of, resolve
 from penstock.core.errors import InvalidInput
 from penstock.runtime.options import ModelOptions, ServerOptions, check_model, check_server
+from penstock.runtime.recognise import recognise
 
-Recognise = Callable[[str], Sequence[ModelOptions]]
-"""What a PATH holds: one entry per model. Raises NotFound, InvalidInput."""
+Recognise = Callable[[str, str], Sequence[ModelOptions]]
+"""What a path holds, for an adapter or "" for any: one entry per model. Raises NotFound, InvalidInput."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,17 @@ class Configuration:
     models: tuple[Resolved[ModelOptions], ...]
 
 
+def effective(written: Written, file: str | None = None) -> Configuration:
+    """The effective options of a server started here and now: with this process's environment, and with the named file
+    or the working directory's `penstock.toml`.
+
+    Raises:
+        InvalidInput, NotFound: as `assemble`, and the file cannot be read.
+    """
+    environ = config.environment()
+    return assemble(written, config.find_file(file, environ, Path()), environ, recognise)
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """One model before its options are put together."""
@@ -52,7 +65,7 @@ class _Found:
     trusted_by: str  # the --trust value that names it, or ""
 
 
-def assemble(written: Written, file: ConfigFile, environ: Mapping[str, str], recognise: Recognise) -> Configuration:
+def assemble(written: Written, file: ConfigFile, environ: Mapping[str, str], entries_of: Recognise) -> Configuration:
     """The effective options.
 
     Raises:
@@ -66,8 +79,9 @@ def assemble(written: Written, file: ConfigFile, environ: Mapping[str, str], rec
     )
     check_server(server)
 
-    found = list(_find(written, file, recognise))
     flags = {name: value for name, value in written.model.items() if value is not None}
+    adapter = str(flags.get("adapter") or from_model_env.values.get("adapter") or "")
+    found = list(_find(written, file, adapter, entries_of))
     _check_individual(flags, found, written.origin)
     _check_defaults(file)
     _check_trust(written.trust, found)
@@ -91,11 +105,12 @@ def assemble(written: Written, file: ConfigFile, environ: Mapping[str, str], rec
     return Configuration(server, tuple(models))
 
 
-def _find(written: Written, file: ConfigFile, recognise: Recognise) -> Iterator[_Found]:
+def _find(written: Written, file: ConfigFile, adapter: str, entries_of: Recognise) -> Iterator[_Found]:
     """Every model that a path given, or a table of the file, leads to."""
     names = set()
+    usual = adapter or str(file.defaults.get("adapter") or "")
     for path in written.paths:
-        for options in recognise(path):
+        for options in entries_of(path, usual):
             names.add(str(written.model.get("name") or options.name))
             yield _Found(options, f"path {path}", _trusted(written.trust, path, options.path))
     for name, table in file.models.items():
@@ -105,7 +120,7 @@ def _find(written: Written, file: ConfigFile, recognise: Recognise) -> Iterator[
         if not isinstance(written_path, str):
             raise InvalidInput(f"file {file.path} [models.{name}]: path is {written_path!r}; write text")
         place = str((file.path or Path()).parent / written_path)
-        entries = recognise(place)
+        entries = entries_of(place, adapter or str(table.get("adapter") or usual))
         if len(entries) != 1:
             several = ", ".join(entry.name for entry in entries) or "none"
             raise InvalidInput(
