@@ -1,0 +1,101 @@
+"""The HTTP listener: accepts connections, keeps their time, drains them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl as tls
+from collections.abc import Sequence
+
+from penstock.core.door import Door
+from penstock.protocols import HttpProtocol
+from penstock.runtime.listeners.connection import Connection
+from penstock.runtime.listeners.http_options import HttpCounters, HttpOptions
+from penstock.runtime.listeners.router import Router
+from penstock.runtime.listeners.site import Site
+
+log = logging.getLogger("penstock.http")
+
+
+class HttpListener:
+    """Serves HTTP protocols through one door. All methods are for the loop's thread.
+
+    `start`, then in this order `wind_down` (optional), `stop_accepting`, `drain`.
+    """
+
+    def __init__(self, door: Door, protocols: Sequence[HttpProtocol], options: HttpOptions | None = None) -> None:
+        """
+        Raises:
+            InvalidInput: two protocols answer the same route, or an API key is not usable.
+        """
+        self._site = Site(door, Router(protocols), options or HttpOptions())
+        self._server: asyncio.Server | None = None
+        self._tick: asyncio.TimerHandle | None = None
+
+    @property
+    def counters(self) -> HttpCounters:
+        """Cumulative figures, and the number of open connections."""
+        return self._site.counters
+
+    async def start(self, host: str, port: int, *, reuse_port: bool = False, ssl: tls.SSLContext | None = None) -> int:
+        """Listens, and returns the port (the one taken when `port` is 0).
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        options = self._site.options
+        if port == 0:  # a name with several addresses would get another port for each: take its first
+            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            host = str(infos[0][4][0])
+        self._server = await loop.create_server(
+            lambda: Connection(self._site), host, port, ssl=ssl, backlog=options.backlog, reuse_port=reuse_port or None,
+            ssl_handshake_timeout=options.header_timeout_s if ssl else None,
+        )  # fmt: skip
+        self._ticking()
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def wind_down(self) -> None:
+        """From now on each answer that leaves its connection idle closes it; connections are still accepted."""
+        self._site.draining = True
+
+    def stop_accepting(self) -> None:
+        """Closes the port. Connections that are open stay."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def drain(self, grace_s: float) -> int:
+        """Closes idle connections at once, the others when they are answered or `grace_s` is over.
+
+        Returns the number of connections that had to be cut. The listener is over then.
+        """
+        self.stop_accepting()
+        site = self._site
+        site.draining = True
+        site.empty.clear()
+        for _ in range(2):  # requests that have arrived are read before "idle" is judged
+            await asyncio.sleep(0)
+        for connection in tuple(site.connections):
+            connection.wind_down()
+        if site.connections:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(site.empty.wait(), grace_s)
+        left = tuple(site.connections)
+        for connection in left:
+            connection.cut()
+        if left:
+            await site.empty.wait()
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        return len(left)
+
+    def _ticking(self) -> None:
+        try:
+            self._site.tick()
+        except Exception:
+            log.exception("the listener's tick failed")
+        self._tick = asyncio.get_running_loop().call_later(self._site.options.tick_s, self._ticking)

@@ -1,0 +1,315 @@
+"""One HTTP request from its last byte to its answer.
+
+A Turn is made by a connection when a request is whole, runs it through the protocol and the door, and holds the
+rendered answer until the turns before it on the same connection have been written (pipelined answers go out in order).
+
+An inference costs no task: `door.submit` gives a future, whose callback encodes and writes. Calls and streams are rarer
+and get a task each, owned by their Turn and cancelled with it when the client leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import uuid
+from typing import TYPE_CHECKING, Protocol
+
+from penstock.core.errors import Cancelled, Internal, InvalidInput, PenstockError
+from penstock.core.messages import Request, Response, Timings
+from penstock.protocols import CallRoute, Exchange, HttpRequest, HttpResponse, InferRoute, StreamExchange, StreamRoute
+from penstock.runtime.listeners.heads import CONTINUE, LAST_CHUNK, Rendered, chunk, plain_error, retry_after
+from penstock.runtime.listeners.router import Found
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from penstock.core.door import Door
+    from penstock.runtime.listeners.heads import Heads
+    from penstock.runtime.listeners.http_options import HttpCounters, HttpOptions
+
+log = logging.getLogger("penstock.http")
+
+_TIMEOUT = b"penstock-timeout-ms"
+_TIMING = b"penstock-timing"
+_REQUEST_ID = b"x-request-id"
+_REQUEST_ID_CHARACTERS = 128
+_COMMENT = chunk(b":\n\n")
+
+
+class Wire(Protocol):
+    """What a turn asks of its connection."""
+
+    door: Door
+    heads: Heads
+    options: HttpOptions
+    counters: HttpCounters
+
+    def answered(self, turn: Turn) -> None:
+        """`turn.output` is there: write it when it is this turn's turn."""
+
+    def write(self, data: bytes) -> None:
+        """Writes at once, if the connection is still there."""
+
+    async def writable(self, turn: Turn) -> None:
+        """Returns once `turn` is the first of its connection and the client takes data."""
+
+    def is_last(self, turn: Turn) -> bool:
+        """Whether `turn` is the last that this connection answers, because the listener is draining."""
+
+    def cut(self) -> None:
+        """Closes the connection at once, without the end of what was begun."""
+
+
+class Turn:
+    """One request and its answer."""
+
+    __slots__ = (
+        "abandoned", "comments", "exchange", "future", "head_only", "http", "http10", "keep_alive", "lingers", "output",
+        "started", "target", "task", "wire",
+    )  # fmt: skip
+
+    def __init__(
+        self, wire: Wire, http: HttpRequest, target: Found | HttpResponse, keep_alive: bool, http10: bool
+    ) -> None:
+        self.wire = wire
+        self.http = http
+        self.target = target  # where it goes, or the answer it gets without going anywhere
+        self.keep_alive = keep_alive
+        self.http10 = http10
+        self.head_only = http.method == "HEAD"
+        self.lingers = False  # the answer goes out while the client may still be sending
+        self.started = False  # a stream whose head is out
+        self.comments = False  # a started stream in which comments may stand between events
+        self.abandoned = False
+        self.output: Rendered | None = None
+        self.future: asyncio.Future[Response] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.exchange: Exchange | None = None
+
+    def begin(self) -> None:
+        """Starts the work. Never raises; `wire.answered` is called once, now or later, unless `abandon` comes first."""
+        target = self.target
+        try:
+            if not isinstance(target, Found):
+                self.answer(target)
+                return
+            route = target.route
+            if isinstance(route, InferRoute):
+                self.exchange = exchange = route.decode(self.http, self.wire.door)
+                self._admit(exchange.request)
+                self.future = future = self.wire.door.submit(exchange.request)
+                if future.done():
+                    self._finished(future)
+                else:
+                    future.add_done_callback(self._finished)
+            elif isinstance(route, StreamRoute):
+                stream = route.decode(self.http, self.wire.door)
+                self._admit(stream.request)
+                self.task = asyncio.get_running_loop().create_task(self._stream(stream))
+            else:
+                self.task = asyncio.get_running_loop().create_task(self._call(route))
+        except PenstockError as error:
+            self.fail(error)
+        except Exception:
+            self.crash()
+
+    def probe(self) -> bytes:
+        """What may be sent now without changing the answer, to see whether the client is still there."""
+        if self.http10 or self.output is not None:
+            return b""
+        if not self.started:
+            return CONTINUE
+        return _COMMENT if self.comments else b""
+
+    def abandon(self) -> None:
+        """The client left: takes the request out of the queue, stops the stream or the call."""
+        self.abandoned = True
+        if self.output is None:
+            self.wire.counters.abandoned += 1
+        if self.future is not None:
+            self.future.cancel()
+        if self.task is not None:
+            self.task.cancel()
+
+    def answer(self, response: HttpResponse, timings: Timings | None = None) -> None:
+        """Renders the answer and gives it to the connection."""
+        if self.abandoned:
+            return
+        wire, headers = self.wire, self.http.headers
+        if self.keep_alive and wire.is_last(self):
+            self.keep_alive = False
+        connection = (None if not self.http10 else True) if self.keep_alive else False
+        extra = self._headers(timings) if _REQUEST_ID in headers or timings is not None else ()
+        self.output = wire.heads.render(response, connection, extra, head_only=self.head_only)
+        wire.counters.responses[response.status // 100] += 1
+        wire.answered(self)
+
+    def fail(self, error: PenstockError) -> None:
+        """Answers with an error in the words of the route's protocol."""
+        target = self.target
+        if isinstance(target, Found):
+            try:
+                response = target.protocol.encode_error(error, self.http)
+            except Exception:
+                log.exception("encode_error failed", extra={"protocol": target.protocol.name, "path": self.http.path})
+                response = plain_error(500, "internal error")
+        else:
+            response = plain_error(500, "internal error")
+        if response.status in (429, 503) and not any(name.lower() == "retry-after" for name, _ in response.headers):
+            response.headers += (("Retry-After", retry_after(error.retry_after_s)),)
+        self.answer(response)
+
+    def crash(self) -> None:
+        """Logs the exception being handled, once, and answers 500 without its text."""
+        log.exception("request failed", extra={"method": self.http.method, "path": self.http.path})
+        try:
+            self.fail(Internal("internal error; the server's log has the traceback"))
+        except Exception:
+            log.exception("answer failed", extra={"path": self.http.path})
+            self.keep_alive = False
+            self.output = b""  # nothing can be said; the connection closes
+            self.wire.answered(self)
+
+    def _admit(self, request: Request) -> None:
+        """Gives the request its times and lets go of the body: decoded inputs that look into it keep it alive."""
+        http = self.http
+        http.body = b""
+        request.timings.received = http.received
+        text = http.headers.get(_TIMEOUT)
+        if text is not None:
+            try:
+                milliseconds = float(text)
+            except ValueError:
+                milliseconds = math.nan
+            if not 0.0 < milliseconds < math.inf:
+                raise InvalidInput("penstock-timeout-ms must be a number of milliseconds above 0")
+            request.deadline = min(request.deadline, http.received + milliseconds / 1000.0)
+
+    def _finished(self, future: asyncio.Future[Response]) -> None:
+        """The door has answered: encode and write. Runs as the future's callback."""
+        if self.abandoned:
+            if not future.cancelled():
+                future.exception()  # seen, so that the loop does not report it as never retrieved
+            return
+        try:
+            if future.cancelled():
+                self._stopped()
+                return
+            error = future.exception()
+            if error is not None:
+                raise error
+            response = future.result()
+            assert self.exchange is not None
+            encoded = self.exchange.encode(response)
+            timed = self.wire.options.timing_headers or self.http.headers.get(_TIMING) == b"1"
+            self.answer(encoded, response.timings if timed else None)
+        except PenstockError as error:
+            self.fail(error)
+        except Exception:
+            self.crash()
+
+    async def _call(self, route: CallRoute) -> None:
+        try:
+            self.answer(await route.handle(self.http, self.wire.door))
+        except asyncio.CancelledError:
+            self._stopped()
+        except PenstockError as error:
+            self.fail(error)
+        except Exception:
+            self.crash()
+
+    def _stopped(self) -> None:
+        """Cancelled: by `abandon`, when nobody is left to answer, or by the door, which then still owes an answer."""
+        if not self.abandoned:
+            self.fail(Cancelled("the request was cancelled"))
+
+    async def _stream(self, exchange: StreamExchange) -> None:
+        """Sends the door's answers as they come, and closes the door's iterator whatever happens."""
+        items: AsyncIterator[Response] | None = None
+        try:
+            items = self.wire.door.stream(exchange.request)
+            await self._pump(exchange, items)
+        except asyncio.CancelledError:
+            self._break(exchange, Cancelled("the stream was cancelled"))
+        except PenstockError as error:
+            self._break(exchange, error)
+        except Exception:
+            log.exception("stream failed", extra={"path": self.http.path})
+            self._break(exchange, Internal("internal error; the server's log has the traceback"))
+        finally:
+            close = getattr(items, "aclose", None)
+            if close is not None:
+                try:
+                    await close()
+                except Exception:
+                    log.exception("closing a stream failed", extra={"path": self.http.path})
+
+    async def _pump(self, exchange: StreamExchange, items: AsyncIterator[Response]) -> None:
+        """The first item decides between an error's status and 200; each next one waits until the client takes data."""
+        wire = self.wire
+        first = await anext(items, None)
+        data = b"" if first is None else exchange.encode_item(first)
+        await wire.writable(self)
+        if self.http10 or wire.is_last(self):
+            self.keep_alive = False
+        head = wire.heads.stream(
+            exchange.content_type, None if self.keep_alive else False, self._headers(None), chunked=not self.http10
+        )
+        self.started = True
+        self.comments = exchange.content_type.startswith("text/event-stream")
+        wire.counters.responses[2] += 1
+        wire.write(head + self._frame(data))
+        await wire.writable(self)
+        if first is not None:
+            async for item in items:
+                wire.write(self._frame(exchange.encode_item(item)))
+                await wire.writable(self)
+        self._end(exchange.encode_end())
+
+    def _break(self, exchange: StreamExchange, error: PenstockError) -> None:
+        """Ends a stream that did not finish: an ordinary error before the first item, an error event after it."""
+        if self.abandoned:
+            return
+        if not self.started:
+            self.fail(error)
+            return
+        self.keep_alive = False
+        try:
+            self._end(exchange.encode_error(error))
+        except Exception:
+            log.exception("encode_error failed", extra={"path": self.http.path})
+            self.wire.cut()  # a body without its end: the one honest thing left to say
+
+    def _end(self, data: bytes) -> None:
+        self.output = self._frame(data) + (b"" if self.http10 else LAST_CHUNK)
+        self.wire.answered(self)
+
+    def _frame(self, data: bytes) -> bytes:
+        return data if self.http10 else chunk(data)
+
+    def _headers(self, timings: Timings | None) -> list[tuple[str, str]]:
+        headers: list[tuple[str, str]] = []
+        sent = self.http.headers.get(_REQUEST_ID)
+        if sent is not None:
+            headers.append(("X-Request-Id", request_id(sent)))
+        if timings is not None:
+            headers.append(("Server-Timing", server_timing(timings)))
+        return headers
+
+
+def request_id(sent: bytes) -> str:
+    """The client's own request id if it is short and plain, else a new one."""
+    text = sent.decode("latin-1")
+    if 0 < len(text) <= _REQUEST_ID_CHARACTERS and text.isascii() and text.isprintable():
+        return text
+    return uuid.uuid4().hex
+
+
+def server_timing(timings: Timings) -> str:
+    """A Server-Timing value in milliseconds: waiting, joining and crossing to the worker and back, the model itself."""
+    queue_s = max(0.0, timings.dispatched - timings.submitted) if timings.dispatched and timings.submitted else 0.0
+    batch_s = timings.compute_input_s + timings.compute_output_s
+    return (
+        f"queue;dur={queue_s * 1e3:.3f}, batch;dur={batch_s * 1e3:.3f}, compute;dur={timings.compute_infer_s * 1e3:.3f}"
+    )
