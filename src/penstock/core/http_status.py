@@ -37,9 +37,11 @@ def http_status(error: PenstockError) -> int:
 
 
 def error_headers(error: PenstockError) -> tuple[tuple[str, str], ...]:
-    """The headers that go with an error: when to try again (whole seconds, at least 1), how to say who one is."""
+    """The headers that go with an error: its type, which a status cannot tell (a full queue and a lost worker are both
+    503), when to try again (whole seconds, at least 1), how to say who one is."""
+    kind = ("Penstock-Error", type(error).__name__)
     if isinstance(error, errors.Unauthenticated):
-        return (("WWW-Authenticate", "Bearer"),)
+        return kind, ("WWW-Authenticate", "Bearer")
     if error.retryable:
-        return (("Retry-After", str(max(1, math.ceil(error.retry_after_s or 1)))),)
-    return ()
+        return kind, ("Retry-After", str(max(1, math.ceil(error.retry_after_s or 1))))
+    return (kind,)
