@@ -12,9 +12,13 @@ from urllib.parse import urlsplit
 
 import typer
 
-from penstock.cli import inputs, load, wire
-from penstock.cli.connection import ApiKey, CaFile, Connection, Url, connect, model_path
+from penstock.cli import inputs, load
+from penstock.cli.connection import ApiKey, CaFile, Url, connect, name_and_version, server_key, server_url
 from penstock.cli.output import print_json, print_table
+from penstock.client import Client, Tls, calls
+from penstock.client.http1 import request
+from penstock.client.options import parse_url
+from penstock.client.tensors import Ask
 from penstock.core.errors import Internal, InvalidInput, LoadError, NotReady
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -52,20 +56,18 @@ def bench(
     with contextlib.ExitStack() as stack:
         if serve is not None:
             url, grpc_address = stack.enter_context(_server(serve))
-        connection = stack.enter_context(connect(url, api_key, ca_file))
-        name = model or _only_model(connection)
-        path = model_path(name)
-        known = wire.specs(connection.get(path).json())
+        client = stack.enter_context(connect(url, api_key, ca_file))
+        name, version = name_and_version(model or _only_model(client))
+        known = client.metadata(name, version).inputs
         values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin)
-        body, headers = wire.encode(values, known)
+        datatypes = {spec.name: spec.datatype for spec in known}
         # One call first: a model that refuses what was made up is told here, with the server's own words.
-        connection.request("POST", f"{path}/infer", body, headers)
+        client.infer(name, values, version=version, datatypes=datatypes)
+        ask = Ask(name, values, version, datatypes=datatypes)
         if protocol == "grpc":
-            from penstock.cli import load_grpc
-
-            tally = _run_grpc(load_grpc.prepare(name, values, known), grpc_address, connection, connections, duration)
+            tally = _run_grpc(ask, grpc_address, api_key, ca_file, connections, duration)
         else:
-            tally = _run_http(_target(connection, f"{path}/infer", body, headers), connections, duration)
+            tally = _run_http(_target(ask, url, api_key, ca_file), connections, duration)
     figures = summary(tally, connections, rows)
     if as_json:
         print_json({"model": name, "protocol": protocol, "connections": connections, "rows": rows, **figures})
@@ -88,8 +90,8 @@ def summary(tally: load.Tally, connections: int, rows: int) -> dict[str, object]
     if ordered:
         for title, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)):
             figures[f"{title} ms"] = round(percentile(ordered, share) * 1e3, 3)
-    for name, measured in tally.server_ms.items():
-        figures[f"server {name} ms (mean)"] = round(sum(measured) / len(measured), 3)
+    for name, measured in tally.server_s.items():
+        figures[f"server {name} ms (mean)"] = round(sum(measured) / len(measured) * 1e3, 3)
     figures |= {f"error: {why}": count for why, count in tally.errors.items()}
     return figures
 
@@ -109,40 +111,31 @@ def _run_http(target: load.Target, connections: int, duration_s: float) -> load.
         raise NotReady(f"cannot connect to {target.host}:{target.port}: {error}") from error
 
 
-def _run_grpc(request: bytes, address: str, connection: Connection, connections: int, duration_s: float) -> load.Tally:
+def _run_grpc(
+    ask: Ask, address: str, api_key: str | None, ca_file: str | None, connections: int, duration_s: float
+) -> load.Tally:
     import asyncio
 
     from penstock.cli import load_grpc
 
-    ca = None
-    if connection.url.startswith("https"):
-        ca = connection.ca_file or ""
-    return asyncio.run(load_grpc.run(address, request, connections, duration_s, connection.api_key, ca))
+    request = load_grpc.prepare(ask)
+    return asyncio.run(load_grpc.run(address, request, connections, duration_s, server_key(api_key), ca_file))
 
 
-def _target(connection: Connection, path: str, body: bytes, headers: Mapping[str, str]) -> load.Target:
-    parts = urlsplit(connection.url if "//" in connection.url else f"http://{connection.url}")
-    lines = [f"POST {path} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    if connection.api_key:
-        lines.append(f"Authorization: Bearer {connection.api_key}")
-    plain = "\r\n".join(lines).encode()
-    tls = None
-    if parts.scheme == "https":
-        import ssl
-
-        tls = ssl.create_default_context(cafile=connection.ca_file)
-    return load.Target(
-        parts.hostname or "",
-        parts.port or (443 if tls else 80),
-        plain + b"\r\n\r\n" + body,
-        plain + b"\r\npenstock-timing: 1\r\n\r\n" + body,
-        tls,
-    )
+def _target(ask: Ask, url: str | None, api_key: str | None, ca_file: str | None) -> load.Target:
+    address = parse_url(server_url(url))
+    key = server_key(api_key)
+    wires = []
+    for timing in (False, True):
+        call = calls.infer(ask, None, gzip=False, timing=timing)
+        headers = {**call.headers, "Authorization": f"Bearer {key}"} if key else call.headers
+        wires.append(b"".join(bytes(part) for part in request(address, call.method, call.path, headers, call.body)))
+    tls = Tls(ca_file=ca_file).context() if address.secure else None
+    return load.Target(address.host, address.port, wires[0], wires[1], tls)
 
 
-def _only_model(connection: Connection) -> str:
-    names = sorted({str(item["name"]) for item in connection.request("POST", "/v2/repository/index").json()})
+def _only_model(client: Client) -> str:
+    names = client.models()
     if len(names) != 1:
         raise InvalidInput(f"name a model: {', '.join(names) or 'the server has none'}")
     return names[0]

@@ -8,7 +8,6 @@ A closed loop cannot overload a server; it finds its throughput at a given concu
 from __future__ import annotations
 
 import asyncio
-import re
 import ssl
 import time
 from collections.abc import Callable
@@ -16,9 +15,10 @@ from dataclasses import dataclass, field
 
 import httptools
 
+from penstock.client.tensors import server_timing
+
 # Every so many requests ask for the server's own times, so that asking does not slow down the rest.
 TIMED_EVERY = 16
-_DURATION = re.compile(r"(\w+);dur=([\d.]+)")
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Tally:
 
     latencies_s: list[float] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
-    server_ms: dict[str, list[float]] = field(default_factory=dict)
+    server_s: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def fail(self, why: str) -> None:
@@ -35,8 +35,8 @@ class Tally:
 
     def server_timing(self, header: str) -> None:
         """Takes a Server-Timing header."""
-        for name, milliseconds in _DURATION.findall(header):
-            self.server_ms.setdefault(name, []).append(float(milliseconds))
+        for name, seconds in server_timing(header).items():
+            self.server_s.setdefault(name, []).append(seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,29 +5,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
 from penstock.cli.load import Tally
+from penstock.client.tensors import Ask
 from penstock.core.errors import NotReady
 from penstock.core.protobuf import Schema
-from penstock.core.tensor import Array, TensorSpec, to_wire
+from penstock.core.tensor import to_wire
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
-def prepare(model: str, values: Mapping[str, Array], known: Sequence[TensorSpec]) -> bytes:
-    """A ModelInferRequest for `NAME` or `NAME@VERSION`, with raw contents."""
+def prepare(ask: Ask) -> bytes:
+    """The ModelInferRequest of `ask`, whose inputs are arrays and whose datatypes are all known; with raw contents."""
     schema = Schema(resources.files("penstock.protocols.v2_grpc").joinpath("v2.binpb").read_bytes())
     tensor = schema.message("inference.ModelInferRequest.InferInputTensor")
-    datatypes = {spec.name: spec.datatype for spec in known}
-    name, _, version = model.partition("@")
+    arrays = {name: np.asarray(value) for name, value in ask.inputs.items()}
     request = schema.message("inference.ModelInferRequest")(
-        model_name=name,
-        model_version=version,
-        inputs=[tensor(name=key, datatype=datatypes[key], shape=list(array.shape)) for key, array in values.items()],
-        raw_input_contents=[bytes(to_wire(array, datatypes[key])) for key, array in values.items()],
+        model_name=ask.model,
+        model_version=ask.version,
+        inputs=[
+            tensor(name=name, datatype=ask.datatypes[name], shape=list(array.shape)) for name, array in arrays.items()
+        ],
+        raw_input_contents=[bytes(to_wire(array, ask.datatypes[name])) for name, array in arrays.items()],
     )
     made: bytes = request.SerializeToString()
     return made
@@ -39,7 +42,7 @@ async def run(
     """What `connections` clients, each with a channel of its own, saw in `duration_s`.
 
     Args:
-        ca_file: None is without TLS; "" trusts the system's authorities.
+        ca_file: the CA that signed the server's key; None is without TLS.
 
     Raises:
         NotReady: nothing answers at `address`.
@@ -53,7 +56,7 @@ async def run(
     async def client(stop_at: float) -> None:
         # Channels with equal options share one connection; a number of its own keeps them apart.
         options = [("grpc.channel_id", id(asyncio.current_task()))]
-        if ca_file is None:
+        if roots is None:
             channel = grpc.aio.insecure_channel(address, options)
         else:
             channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots), options)

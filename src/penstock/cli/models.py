@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from penstock.cli.connection import ApiKey, CaFile, Connection, Url, connect, model_path
+from penstock.cli.connection import ApiKey, CaFile, Url, connect
 from penstock.cli.output import print_json, print_table
+from penstock.client import Client
+from penstock.core.door import VersionStatus
 from penstock.core.errors import NotFound, NotReady
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -26,9 +28,9 @@ def models(
 
     p50 and p99 are over all requests since the version was loaded, from the buckets of the server's histogram.
     """
-    with connect(url, api_key, ca_file) as connection:
-        rows = [_row(connection, entry) for entry in connection.request("POST", "/v2/repository/index").json()]
-        _add_latencies(rows, connection.get("/metrics").body.decode())
+    with connect(url, api_key, ca_file) as client:
+        rows = [_row(client, entry) for entry in client.index()]
+        _add_latencies(rows, client.metrics())
     if as_json:
         print_json(rows)
     elif rows:
@@ -37,32 +39,36 @@ def models(
         print("no models")
 
 
-def _row(connection: Connection, entry: Mapping[str, Any]) -> dict[str, object]:
+def _row(client: Client, entry: VersionStatus) -> dict[str, object]:
     """One version, as the index, its configuration and its statistics describe it."""
-    name, version = str(entry["name"]), str(entry.get("version", ""))
     row: dict[str, object] = {
-        "model": name, "version": version, "state": entry.get("state") or "never loaded", "adapter": "",
+        "model": entry.name, "version": entry.version, "state": entry.state or "never loaded", "adapter": "",
         "executor": "", "requests": "", "p50 ms": "", "p99 ms": "", "sha256": "", "path": "",
     }  # fmt: skip
-    if entry.get("reason"):
-        row["state"] = f"{row['state']}: {entry['reason']}"
-    if entry.get("state") != "READY":
+    if entry.reason:
+        row["state"] = f"{row['state']}: {entry.reason}"
+    if entry.state != "READY":
         return row
-    path = model_path(f"{name}@{version}" if version else name)
     try:
-        config = connection.get(f"{path}/config").json()
-        (figures,) = connection.get(f"{path}/stats").json()["model_stats"]
+        config = client.config(entry.name, entry.version)
+        (figures,) = client.statistics(entry.name, entry.version)
     except (NotFound, NotReady):  # it went away between the calls
         return row
-    told = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
     row |= {
         "adapter": config.get("backend", ""),
-        "executor": told.get("penstock.executor", ""),
-        "requests": figures["inference_stats"]["success"]["count"],
-        "sha256": told.get("penstock.sha256", "")[:12],
-        "path": told.get("penstock.path", ""),
+        "executor": _told(config, "executor"),
+        "requests": figures.success.count,
+        "sha256": _told(config, "sha256")[:12],
+        "path": _told(config, "path"),
     }
     return row
+
+
+def _told(config: Mapping[str, object], name: str) -> str:
+    """A parameter of a Triton-style configuration."""
+    parameters = config.get("parameters")
+    value = parameters.get(name) if isinstance(parameters, dict) else None
+    return str(value.get("string_value", "")) if isinstance(value, dict) else ""
 
 
 def _add_latencies(rows: list[dict[str, object]], exposition: str) -> None:

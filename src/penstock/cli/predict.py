@@ -9,8 +9,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from penstock.cli import inputs, wire
-from penstock.cli.connection import ApiKey, CaFile, Url, connect, model_path
+from penstock.cli import inputs
+from penstock.cli.connection import ApiKey, CaFile, Url, connect, name_and_version
 from penstock.cli.output import print_json, print_table
 from penstock.core.errors import InvalidInput
 from penstock.core.tensor import Array, datatype_of
@@ -43,22 +43,20 @@ def predict(
     """
     if made_up == (given is not None):
         raise InvalidInput(f"give an INPUT ({inputs.FORMS}), or --made-up")
-    path = model_path(model)
-    with connect(url, api_key, ca_file) as connection:
-        known = wire.specs(connection.get(path).json())
+    name, version = name_and_version(model)
+    with connect(url, api_key, ca_file, timing=timing) as client:
+        known = client.metadata(name, version).inputs
         values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin)
-        body, headers = wire.encode(values, known)
-        if timing:
-            headers["penstock-timing"] = "1"
-        answer = connection.request("POST", f"{path}/infer", body, headers)
-    document, outputs = wire.decode(answer.headers, answer.body)
+        datatypes = {spec.name: spec.datatype for spec in known}
+        result = client.infer(name, values, version=version, datatypes=datatypes)
     if as_json:
-        plain = {name: _plain(array) for name, array in outputs.items()}
-        print_json({"model": document.get("model_name"), "version": document.get("model_version"), "outputs": plain})
+        plain = {key: _plain(array) for key, array in result.outputs.items()}
+        print_json({"model": result.model, "version": result.version, "outputs": plain})
     else:
-        print_table(table(outputs))
+        print_table(table(result.outputs))
     if timing:
-        print(f"server time: {answer.headers.get('server-timing', 'not told')}", file=sys.stderr)
+        split = "  ".join(f"{part} {seconds * 1e3:.3f} ms" for part, seconds in result.timings.items())
+        print(f"server time: {split or 'not told'}", file=sys.stderr)
 
 
 def table(outputs: Mapping[str, Array]) -> list[dict[str, object]]:

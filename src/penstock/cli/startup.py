@@ -34,7 +34,10 @@ def announce(status: ServerStatus, options: ServerOptions) -> None:
             )
         else:
             print(json.dumps({"event": "ready", **line}), flush=True)
-    if terminal and status.models:
+    if not terminal:
+        serving = {"event": "serving", "http": status.http_url, "grpc": status.grpc_address or "", "pid": status.pid}
+        print(json.dumps(serving), flush=True)
+    elif status.models:
         out().print(f"[dim]try[/]    {escape(call(status.http_url, status.models[0], options))}")
 
 

@@ -142,6 +142,10 @@ class AsyncClient:
         """The server's name, version and extensions."""
         return await self._run(calls.server(), self._deadline(None))
 
+    async def metrics(self) -> str:
+        """The server's metrics, as Prometheus text."""
+        return await self._run(calls.metrics(), self._deadline(None))
+
     async def metadata(self, model: str, version: str | int = "") -> ModelMetadata:
         """A model's versions, inputs and outputs."""
         return await self._run(calls.metadata(model, str(version)), self._deadline(None))

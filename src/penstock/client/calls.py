@@ -137,6 +137,11 @@ def server() -> Call[Json]:
     return Call("GET", "/v2", _object, repeatable=True)
 
 
+def metrics() -> Call[str]:
+    """The server's metrics, as Prometheus text."""
+    return Call("GET", "/metrics", lambda reply: bytes(checked(reply).body).decode(), repeatable=True)
+
+
 def metadata(model: str, version: str) -> Call[ModelMetadata]:
     """A model's inputs and outputs."""
     return Call("GET", model_path(model, version), _read_metadata, repeatable=True)

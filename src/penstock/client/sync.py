@@ -141,6 +141,10 @@ class Client:
         """The server's name, version and extensions."""
         return self._run(calls.server(), self._deadline(None))
 
+    def metrics(self) -> str:
+        """The server's metrics, as Prometheus text."""
+        return self._run(calls.metrics(), self._deadline(None))
+
     def metadata(self, model: str, version: str | int = "") -> ModelMetadata:
         """A model's versions, inputs and outputs."""
         return self._run(calls.metadata(model, str(version)), self._deadline(None))

@@ -39,7 +39,8 @@ def model_config(description: ModelDescription) -> dict[str, object]:
     if signature.streaming:
         config["model_transaction_policy"] = {"decoupled": True}
     own = options.get("options")
-    shown = {"executor": description.executor} | (dict(own) if isinstance(own, dict) else {})
+    shown = {"executor": description.executor, "path": description.path, "sha256": description.sha256}
+    shown |= dict(own) if isinstance(own, dict) else {}
     config["parameters"] = {
         str(key): {"string_value": value if isinstance(value, str) else json.dumps(value)}
         for key, value in shown.items()
