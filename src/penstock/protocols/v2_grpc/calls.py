@@ -103,7 +103,8 @@ async def _model_metadata(message: Any, response: Any, request: GrpcRequest, doo
 async def _model_config(message: Any, response: Any, request: GrpcRequest, door: Door) -> None:
     from google.protobuf import json_format
 
-    json_format.ParseDict(model_config(door.describe(message.name, message.version)), response.config)
+    config = model_config(door.describe(message.name, message.version))
+    json_format.ParseDict(config, response.config, ignore_unknown_fields=True)
 
 
 async def _model_statistics(message: Any, response: Any, request: GrpcRequest, door: Door) -> None:

@@ -23,6 +23,9 @@ _FINAL = "triton_final_response"
 _WANT_EMPTY_FINAL = "triton_enable_empty_final_response"
 _STATUS_ON_ERROR = "triton_grpc_error"
 
+# Beside what begins with "triton_": never the model's. Answers over gRPC are always binary.
+_RESERVED = frozenset(("binary_data_output", "headers"))
+
 
 class Inference:
     """Decodes both inference methods' requests. One instance serves a listener."""
@@ -233,14 +236,12 @@ def _take_reserved(request: Request, parameters: dict[str, Parameter]) -> bool:
     timeout_us = parameters.pop("timeout", None)
     if timeout_us is not None and (timeout_us := _whole("timeout", timeout_us)):
         request.deadline = min(request.deadline, request.timings.received + timeout_us / 1e6)
-    parameters.pop("binary_data_output", None)  # answers over gRPC are always binary
     want_empty_final = parameters.pop(_WANT_EMPTY_FINAL, False)
     if not isinstance(want_empty_final, bool):
         raise InvalidInput(f"parameter '{_WANT_EMPTY_FINAL}' must be a boolean, got {want_empty_final!r}")
-    for key in parameters:
-        if key.startswith("triton_"):
-            raise InvalidInput(f"parameter '{key}' begins with 'triton_', which the protocol keeps for itself")
-    request.parameters = parameters
+    request.parameters = {
+        key: value for key, value in parameters.items() if key not in _RESERVED and not key.startswith("triton_")
+    }
     return want_empty_final
 
 

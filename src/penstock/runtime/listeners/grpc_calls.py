@@ -1,0 +1,131 @@
+"""What the gRPC listener does with each method. Imports grpc; import it only when listening."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from penstock.core.door import Door
+from penstock.core.errors import PenstockError, Unauthenticated
+from penstock.core.messages import NO_DEADLINE
+from penstock.protocols import GrpcCall, GrpcInfer, GrpcProtocol, GrpcRequest, GrpcStream
+from penstock.runtime.listeners.grpc_services import health_methods, reflection_methods
+from penstock.runtime.listeners.grpc_status import abort, unexpected
+from penstock.runtime.listeners.grpc_stream import StreamCall
+from penstock.runtime.listeners.turn import server_timing
+
+if TYPE_CHECKING:
+    from penstock.runtime.listeners.grpc import GrpcOptions
+
+Context = Any  # a grpc.aio.ServicerContext, which has no types
+Unary = Callable[[bytes, Context], Awaitable[bytes]]
+
+
+class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """Every method of the server by its path, without (de)serializers: protocols read and write the bytes."""
+
+    def __init__(
+        self, door: Door, protocols: Sequence[GrpcProtocol], options: GrpcOptions, stopping: asyncio.Event
+    ) -> None:
+        self._authorise = options.authorise
+        services = [protocol.service for protocol in protocols]
+        files = [file for protocol in protocols for file in protocol.file_descriptors()]
+        self._public = health_methods(door, services, options.health_poll_s, stopping)
+        self._handlers = reflection_methods(services, files, stopping)
+        calls = _Calls(door, options, stopping)
+        for protocol in protocols:
+            for method in protocol.methods():
+                self._handlers[f"/{protocol.service}/{method.name}"] = calls.handler(method)
+        # As a stream it is answered before the message is read.
+        self._refusal = grpc.stream_stream_rpc_method_handler(_refuse)
+
+    def service(self, details: Any) -> grpc.RpcMethodHandler | None:
+        """The handler of a call; None is answered with UNIMPLEMENTED."""
+        public = self._public.get(details.method)
+        if public is not None:
+            return public
+        if self._authorise is not None and not self._authorise(_key(details.invocation_metadata)):
+            return self._refusal
+        return self._handlers.get(details.method)
+
+
+class _Calls:
+    """Makes grpc's method handlers out of a protocol's methods."""
+
+    def __init__(self, door: Door, options: GrpcOptions, stopping: asyncio.Event) -> None:
+        self._door = door
+        self._options = options
+        self._stopping = stopping
+
+    def handler(self, method: GrpcInfer | GrpcStream | GrpcCall) -> grpc.RpcMethodHandler:
+        if isinstance(method, GrpcStream):
+            return grpc.stream_stream_rpc_method_handler(self._stream(method))
+        if isinstance(method, GrpcInfer):
+            return grpc.unary_unary_rpc_method_handler(self._infer(method))
+        return grpc.unary_unary_rpc_method_handler(self._call(method))
+
+    def _infer(self, method: GrpcInfer) -> Unary:
+        decode, request_of, submit = method.decode, self._request_of, self._door.submit
+        door, timing = self._door, self._options.timing_metadata
+
+        async def infer(data: bytes, context: Context) -> bytes:
+            # When the client cancels or its deadline passes, grpc cancels this task. It waits for the door's future
+            # itself, with no task between, so the future is cancelled too and the queue drops the request.
+            try:
+                exchange = decode(request_of(data, context), door)
+                response = await submit(exchange.request)
+                answer = exchange.encode(response)
+            except PenstockError as error:
+                await abort(context, error)
+            except Exception:
+                await abort(context, unexpected(method.name))
+            if timing:
+                context.set_trailing_metadata((("server-timing", server_timing(response.timings)),))
+            return answer
+
+        return infer
+
+    def _call(self, method: GrpcCall) -> Unary:
+        async def call(data: bytes, context: Context) -> bytes:
+            try:
+                return await method.handle(self._request_of(data, context), self._door)
+            except PenstockError as error:
+                await abort(context, error)
+            except Exception:
+                await abort(context, unexpected(method.name))
+
+        return call
+
+    def _stream(self, method: GrpcStream) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
+        async def stream(messages: AsyncIterator[bytes], context: Context) -> None:
+            call = StreamCall(method, self._door, context, self._request_of, self._options.max_stream_in_flight)
+            await call.run(messages, self._stopping)
+
+        return stream
+
+    def _request_of(self, data: bytes, context: Context) -> GrpcRequest:
+        received = time.monotonic()
+        remaining_s = context.time_remaining()
+        deadline = NO_DEADLINE if remaining_s is None else received + remaining_s
+        return GrpcRequest(data, _metadata(context.invocation_metadata()), deadline, received, self._options.limits)
+
+
+def _metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> Mapping[str, str]:
+    """Text metadata; values of `-bin` keys are bytes and of no use to a protocol."""
+    return {key: value for key, value in pairs or () if isinstance(value, str)}
+
+
+def _key(pairs: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """What the call shows as its key: `authorization`, or `x-api-key` put in the same form."""
+    metadata = _metadata(pairs)
+    if "authorization" in metadata:
+        return metadata["authorization"]
+    return f"Bearer {metadata['x-api-key']}" if "x-api-key" in metadata else None
+
+
+async def _refuse(messages: AsyncIterator[bytes], context: Context) -> None:
+    await abort(context, Unauthenticated("this method needs an API key: send `authorization: Bearer KEY` as metadata"))

@@ -1,0 +1,103 @@
+"""grpc.health.v1 and reflection, as the door and the protocols tell. Imports grpc; import it only when listening."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from penstock.core.door import Door
+from penstock.core.errors import NotFound
+from penstock.runtime.listeners.grpc_status import abort
+from penstock.runtime.listeners.until import until
+
+_HEALTH = "grpc.health.v1.Health"
+_REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
+# The same messages under a newer name, which current command line tools ask for first.
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+Handlers = dict[str, grpc.RpcMethodHandler]
+
+
+def health_methods(door: Door, services: Sequence[str], poll_s: float, stopping: asyncio.Event) -> Handlers:
+    """Check and Watch. "" and a service's name stand for the server, any other name for the model called so.
+
+    Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+    """
+    health = _Health(door, services, poll_s, stopping)
+    read, write = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
+    return {
+        f"/{_HEALTH}/Check": grpc.unary_unary_rpc_method_handler(health.check, read, write),
+        f"/{_HEALTH}/Watch": grpc.unary_stream_rpc_method_handler(health.watch, read, write),
+    }
+
+
+class _Health:
+    def __init__(self, door: Door, services: Sequence[str], poll_s: float, stopping: asyncio.Event) -> None:
+        self._door = door
+        self._server_names = frozenset(("", _HEALTH, *services))
+        self._poll_s = poll_s
+        self._stopping = stopping
+
+    async def check(self, request: Any, context: Any) -> Any:
+        try:
+            return health_pb2.HealthCheckResponse(status=self._status(request.service))
+        except NotFound as error:
+            await abort(context, error)
+
+    async def watch(self, request: Any, context: Any) -> None:
+        """Sends the status now and at every change. The door tells its state but not its changes, hence the poll."""
+        sent = None
+        while True:
+            stopping = self._stopping.is_set()
+            status = self._watched(request.service)
+            if status != sent:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                sent = status
+            if stopping:
+                return
+            try:
+                async with asyncio.timeout(self._poll_s):
+                    await self._stopping.wait()
+            except TimeoutError:
+                pass
+
+    def _watched(self, service: str) -> int:
+        try:
+            return self._status(service)
+        except NotFound:
+            return int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+
+    def _status(self, service: str) -> int:
+        ready = self._door.ready() if service in self._server_names else self._door.model_ready(service)
+        ready = ready and not self._stopping.is_set()
+        kinds = health_pb2.HealthCheckResponse
+        return int(kinds.SERVING if ready else kinds.NOT_SERVING)
+
+
+def reflection_methods(services: Sequence[str], files: Sequence[bytes], stopping: asyncio.Event) -> Handlers:
+    """Reflection, v1alpha and v1, of `services`, whose serialized file descriptors are `files`."""
+    pool = descriptor_pool.DescriptorPool()
+    own = (health_pb2.DESCRIPTOR.serialized_pb, reflection_pb2.DESCRIPTOR.serialized_pb)
+    for file in dict.fromkeys((*files, *own)):
+        pool.AddSerializedFile(file)
+    servicer = reflection.aio.ReflectionServicer((*services, _HEALTH, _REFLECTION, _REFLECTION_V1), pool=pool)
+
+    async def reflect(requests: AsyncIterator[Any], context: Any) -> None:
+        async def answer() -> None:
+            async for response in servicer.ServerReflectionInfo(requests, context):
+                await context.write(response)
+
+        await until(stopping, answer())
+
+    handler = grpc.stream_stream_rpc_method_handler(
+        reflect,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return {f"/{name}/ServerReflectionInfo": handler for name in (_REFLECTION, _REFLECTION_V1)}
