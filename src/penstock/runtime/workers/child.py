@@ -48,8 +48,8 @@ def main(doorbell: int, pulse: int, parent: int) -> None:
     # Handlers instead of SIG_IGN: what user code starts gets the default back.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    faulthandler.enable(all_threads=False)  # a crash: of the thread that crashed
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # a worker that is stuck: of all
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a pipe's default would hold lines back
     for fd in (doorbell, pulse):
         os.set_inheritable(fd, False)

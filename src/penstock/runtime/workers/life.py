@@ -106,7 +106,7 @@ class Life:
 
     def last_lines(self) -> str:
         """What it printed last, as the end of an error's message; "" if nothing."""
-        lines = [line for relay in self._relays for line in relay.tail][-10:]
+        lines = [line for relay in self._relays for line in relay.tail][-20:]
         return "; its last lines:\n" + "\n".join(lines) if lines else ""
 
     def _relay(self, relay: Relay) -> None:
