@@ -105,7 +105,7 @@ def decode(http: HttpRequest, door: Door) -> PredictExchange:
 
 def example(signature: Signature) -> Mapping[str, object] | None:
     """A body that `decode` takes; None when it would be too long."""
-    samples = {spec.name: sample_rows(spec) for spec in signature.inputs}
+    samples = {spec.name: sample_rows(spec) for spec in signature.inputs if not spec.optional}
     if not samples or any(value is None for value in samples.values()):
         return None
     return {"instances": next(iter(samples.values()))} if len(samples) == 1 else {"inputs": samples}

@@ -8,7 +8,7 @@ from typing import cast
 
 from penstock import plugins
 from penstock.core.errors import InvalidInput
-from penstock.protocols import GrpcProtocol, HttpProtocol, Limits
+from penstock.protocols import GrpcProtocol, HttpProtocol, Limits, described
 from penstock.runtime.listeners.auth import is_loopback
 from penstock.runtime.listeners.http_options import HttpOptions
 from penstock.runtime.listeners.tls import tls_context
@@ -20,7 +20,7 @@ PROTOCOLS = "penstock.protocols"
 def http_protocols() -> list[HttpProtocol]:
     """Every protocol over HTTP: their files' names end so."""
     plugs = [plugins.load(PROTOCOLS, name) for name in plugins.names(PROTOCOLS) if name.endswith("_http")]
-    return cast(list[HttpProtocol], plugs)
+    return described(cast(list[HttpProtocol], plugs))
 
 
 def grpc_protocols() -> list[GrpcProtocol]:

@@ -72,15 +72,14 @@ def decode_infer_stream(http: HttpRequest, door: Door) -> InferStream:
 
 def example(signature: Signature) -> dict[str, object] | None:
     """A body that `decode` takes; None when it would be too long."""
-    samples = {spec.name: sample_flat(spec) for spec in signature.inputs if not spec.optional}
-    if not samples:
-        return None
     body: dict[str, object] = {}
-    for name, values in samples.items():
-        if values is None:
-            return None
-        body[name] = values[0] if len(values) == 1 else sample_rows(next(s for s in signature.inputs if s.name == name))
-    return body
+    for spec in signature.inputs:
+        if not spec.optional:
+            values = sample_flat(spec)
+            if values is None:
+                return None
+            body[spec.name] = values[0] if len(values) == 1 else sample_rows(spec)
+    return body or None
 
 
 @dataclass(slots=True)
