@@ -57,6 +57,16 @@ class Sink(Protocol):
         """The client waits with its body for "100 Continue"."""
 
 
+class _Nobody:
+    """The sink of a closed reader."""
+
+    def request(self, http: HttpRequest, target: Found | HttpResponse, keep_alive: bool, http10: bool) -> None: ...
+
+    def refused(self, response: HttpResponse) -> None: ...
+
+    def say_continue(self) -> None: ...
+
+
 class Refusal(Exception):
     """Ends the reading: the request breaks a limit or a rule. `reason` is a label of the refusals' metric."""
 
@@ -79,7 +89,7 @@ class Reader:
     def __init__(self, site: Site, sink: Sink) -> None:
         self._site = site
         self._options = site.options
-        self._sink = sink
+        self._sink: Sink = sink
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self.state = HEAD  # the first request's head is awaited, within its timeout
         self.since = site.now
@@ -136,9 +146,10 @@ class Reader:
             self._reset()
 
     def close(self) -> None:
-        """Stops reading and lets go of what was read."""
+        """Stops reading and lets go of what was read, of the parser and of the sink (which hold each other)."""
         self.state = CLOSED
         self._parser = None
+        self._sink = _Nobody()
         self._reset()
 
     # --- the parser's callbacks; an exception of theirs ends the reading ------------------------------------------
