@@ -36,6 +36,7 @@ class NumpyModel:
     gate: asyncio.Event | None = None
     statistics: Statistics = field(default_factory=lambda: Statistics("", "1"))
     seen: list[Request] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)  # ids of requests that came as far as the gate
     cancelled: list[str] = field(default_factory=list)  # ids of requests that left before they ran
     stopped: list[str] = field(default_factory=list)  # ids of streams that were closed before their end
 
@@ -191,6 +192,7 @@ class NumpyDoor:
     async def _pass_gate(model: NumpyModel, request: Request) -> None:
         if model.gate is None:
             return
+        model.waiting.append(request.id)
         try:
             async with asyncio.timeout_at(
                 None

@@ -11,8 +11,9 @@ from penstock.core.errors import Internal, PenstockError, TooLarge
 
 _log = logging.getLogger("penstock.grpc")
 
-# Details travel in a header; clients refuse headers beyond 8 KiB, and then see neither code nor text.
-_MOST_DETAILS = 2000
+# Details travel in a header, each byte of text beyond ASCII as three; clients refuse headers beyond 8 KiB and then see
+# neither code nor text. A character takes at most four bytes.
+_MOST_DETAILS, _MOST_WIDE_DETAILS = 4000, 333
 
 
 def status_of(error: PenstockError) -> grpc.StatusCode:
@@ -41,7 +42,8 @@ def trailers_of(error: PenstockError) -> tuple[tuple[str, str], ...]:
 
 async def abort(context: Any, error: PenstockError) -> NoReturn:
     """Ends the call of this grpc.aio.ServicerContext with the error's status."""
-    await context.abort(status_of(error), error.message[:_MOST_DETAILS], trailers_of(error))
+    details = error.message[: _MOST_DETAILS if error.message.isascii() else _MOST_WIDE_DETAILS]
+    await context.abort(status_of(error), details, trailers_of(error))
     raise AssertionError("grpc's abort always raises")
 
 
