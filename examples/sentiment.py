@@ -1,6 +1,6 @@
 """A class that is loaded once per worker: a tiny word list that says how happy a text is.
 
-    penstock serve examples/sentiment.py:Sentiment
+penstock serve examples/sentiment.py:Sentiment
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model that answers with a stream: the running totals of its input, one number per answer.
 
-    penstock serve examples/ticker.py:totals
+penstock serve examples/ticker.py:totals
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An asyncio model: it waits for something else (here: a clock), so one worker answers many requests at once.
 
-    penstock serve examples/waiter.py:Waiter
+penstock serve examples/waiter.py:Waiter
 """
 
 from __future__ import annotations
