@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.api import Server, serve
+    from penstock.client import AsyncClient, Client
     from penstock.core.declare import Batch, model
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncClient": "penstock.client",
     "Batch": "penstock.core.declare",
+    "Client": "penstock.client",
     "Server": "penstock.api",
     "model": "penstock.core.declare",
     "serve": "penstock.api",
 }
 
-__all__ = ["Batch", "Server", "__version__", "model", "serve"]
+__all__ = ["AsyncClient", "Batch", "Client", "Server", "__version__", "model", "serve"]
 
 
 def __getattr__(name: str) -> object:

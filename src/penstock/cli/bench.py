@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 
@@ -153,22 +152,21 @@ def _server(path: str) -> Iterator[tuple[str, str]]:
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                ready = _ready(line)
-                if ready is not None:
-                    parts = urlsplit(str(ready["http"]))
-                    yield f"{parts.scheme}://{parts.netloc}", str(ready["grpc"])
+                serving = _serving(line)
+                if serving is not None:
+                    yield str(serving["http"]), str(serving["grpc"])
                     return
             raise LoadError(f"the server for {path} ended before it was ready")
         finally:
             process.terminate()
 
 
-def _ready(line: str) -> Mapping[str, object] | None:
+def _serving(line: str) -> Mapping[str, object] | None:
     try:
         event = json.loads(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and event.get("event") == "ready" else None
+    return event if isinstance(event, dict) and event.get("event") == "serving" else None
 
 
 def _shown(value: object) -> str:

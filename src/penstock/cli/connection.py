@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from penstock import config
 from penstock.client import Client, Tls
+from penstock.core.errors import NotReady
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -26,11 +29,24 @@ def server_key(api_key: str | None) -> str | None:
     return api_key or config.environment().get("PENSTOCK_API_KEY") or None
 
 
-def connect(url: str | None, api_key: str | None, ca_file: str | None, *, timing: bool = False) -> Client:
+@contextlib.contextmanager
+def connect(url: str | None, api_key: str | None, ca_file: str | None, *, timing: bool = False) -> Iterator[Client]:
     """A client of what the flags, the environment or the default name. A command tells at once that nothing answers,
-    so it does not retry."""
+    so it does not retry.
+
+    Raises:
+        NotReady: nothing answers there.
+    """
     tls = Tls(ca_file=ca_file) if ca_file else None
-    return Client(server_url(url), api_key=server_key(api_key), tls=tls, timing=timing, retries=0)
+    address = server_url(url)
+    with Client(address, api_key=server_key(api_key), tls=tls, timing=timing, retries=0) as client:
+        try:
+            client.live()
+        except NotReady as error:
+            raise NotReady(
+                f"{error.message}; start a server with `penstock serve`, or name another with --url"
+            ) from error
+        yield client
 
 
 def name_and_version(model: str) -> tuple[str, str]:

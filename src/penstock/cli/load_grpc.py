@@ -54,8 +54,7 @@ async def run(
     metadata = [("authorization", f"Bearer {api_key}")] if api_key else []
 
     async def client(stop_at: float) -> None:
-        # Channels with equal options share one connection; a number of its own keeps them apart.
-        options = [("grpc.channel_id", id(asyncio.current_task()))]
+        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own; channels share one otherwise
         if roots is None:
             channel = grpc.aio.insecure_channel(address, options)
         else:
@@ -73,8 +72,11 @@ async def run(
                     tally.latencies_s.append(time.perf_counter() - sent_at)
 
     begun = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(connections):
-            group.create_task(client(begun + duration_s))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(connections):
+                group.create_task(client(begun + duration_s))
+    except ExceptionGroup as several:  # all for the same reason
+        raise several.exceptions[0] from several
     tally.seconds = time.perf_counter() - begun
     return tally

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Annotated
@@ -30,7 +31,8 @@ def models(
     """
     with connect(url, api_key, ca_file) as client:
         rows = [_row(client, entry) for entry in client.index()]
-        _add_latencies(rows, client.metrics())
+        with contextlib.suppress(NotFound):  # servers of other makes have their metrics elsewhere
+            _add_latencies(rows, client.metrics())
     if as_json:
         print_json(rows)
     elif rows:
