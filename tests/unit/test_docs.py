@@ -1,0 +1,65 @@
+"""Pages that are made from the code equal the code, and what the README tells people to type exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import penstock
+from penstock.cli.app import COMMANDS
+from penstock.cli.configuration import page
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
+
+
+def commands(path: Path) -> list[str]:
+    """The lines after a `$` in the page's console blocks."""
+    blocks = re.findall(r"```console\n(.*?)```", path.read_text(), re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def test_the_configuration_page_is_the_one_the_code_makes() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == page(), "run `make docs`"
+
+
+def test_the_readme_shows_the_two_commands_first() -> None:
+    first, second, *_ = commands(ROOT / "README.md")
+    assert first.startswith("make serve") and second.startswith("make test")
+
+
+def test_every_make_target_in_the_pages_is_in_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in PAGES:
+        for command in commands(path):
+            if command.startswith("make "):
+                assert command.split()[1] in targets, (path.name, command)
+
+
+def test_every_penstock_command_in_the_pages_exists() -> None:
+    seen = set()
+    for path in PAGES:
+        for command in commands(path):
+            words = [word for word in command.split() if not re.match(r"\w+=", word)]
+            if words[0] == "penstock":
+                assert words[1] in COMMANDS, (path.name, command)
+                seen.add(words[1])
+    assert {"serve", "predict", "models"} <= seen
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    for path in PAGES:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), (path.name, target)
+
+
+def test_the_changelog_knows_the_version_or_an_unreleased_one() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in text or f"## [{penstock.__version__}]" in text
+
+
+def test_the_extra_all_holds_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (everything,) = extras.pop("all")
+    assert everything == f"penstock[{','.join(extras)}]"
