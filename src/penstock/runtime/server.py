@@ -31,7 +31,7 @@ from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.repository import ModelRepository
 from penstock.runtime.sources.local import LocalSource
 from penstock.runtime.tracing import Tracing
-from penstock.runtime.workers.threads import available_cores
+from penstock.runtime.workers.cgroup import available_cores
 from penstock.telemetry import logs
 from penstock.telemetry.metrics import ListenerFigures, Metrics
 
@@ -95,7 +95,7 @@ async def serving(
     metrics = Metrics(_build())
     manager = Manager(metrics, available_cores())
     repository = ModelRepository([LocalSource(models)], manager, server)
-    engine = Engine(manager, repository, Tracing(), metrics.render, log_handle.v2_settings)
+    engine = Engine(manager, repository, Tracing(), metrics.render, lambda update: log_handle.update(update or {}))
     http = HttpListener(engine, http_protocols(), http_options(server, keys))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(manager.close, server.grace_s)

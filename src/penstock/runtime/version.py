@@ -85,12 +85,12 @@ class LoadedVersion:
     def statistics(self) -> Statistics:
         """What it has done since it was loaded."""
         figures = self.metrics.statistics()
-        figures.in_flight, figures.queued = self.batcher.in_flight, self.batcher.queued
         figures.executor = self.executor
-        figures.workers = (
-            self.pool.status() if self.pool is not None else [{"index": 0, "state": "ready", "pid": os.getpid()}]
-        )
         return figures
+
+    def workers(self) -> list[dict[str, object]]:
+        """One row per worker; inline, the front itself is the one."""
+        return self.pool.status() if self.pool is not None else [{"index": 0, "state": "ready", "pid": os.getpid()}]
 
     async def close(self, grace_s: float) -> None:
         """Answers what it holds (within `grace_s`), then frees everything."""
