@@ -131,7 +131,9 @@ def _inputs(estimator: Any, names: tuple[str, ...], context: LoadContext) -> tup
     if not names:
         return (spec,), lambda inputs: inputs[spec.name]
     pandas = require("pandas", "pandas (the model was trained with a DataFrame)", "sklearn")
-    return (spec,), lambda inputs: pandas.DataFrame(inputs[spec.name], columns=list(names), copy=False)
+    # Copied, because pandas then lays columns out as it does for the user: the order of sums, and so the last bit of
+    # them, depends on it.
+    return (spec,), lambda inputs: pandas.DataFrame(inputs[spec.name], columns=list(names), copy=True)
 
 
 def _columns(names: tuple[str, ...], context: LoadContext) -> tuple[tuple[TensorSpec, ...], Any]:

@@ -18,9 +18,9 @@ from penstock.core.errors import Internal
 from penstock.runtime.workers import frame
 from penstock.runtime.workers.area import Area
 
-# Socket messages up to this size beat shared memory on our bench (bench/worker_channel.py); the kernel's default
-# send buffer (208 KiB) then holds several of them.
-INLINE_BYTES = 32 << 10
+# Up to here a message on the socket is as fast as shared memory (bench/worker_channel.py) and needs none; the kernel's
+# default send buffer (208 KiB) holds several of them.
+INLINE_BYTES = 16 << 10
 _INLINE_HEADER_BYTES = 16 << 10
 _MESSAGE_BYTES = INLINE_BYTES + _INLINE_HEADER_BYTES + 2 * frame.ALIGN  # the longest message on the socket
 _MOST_BUFFERS = 1000  # Linux takes 1024 in one call (UIO_MAXIOV)

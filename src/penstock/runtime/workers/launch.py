@@ -33,35 +33,39 @@ def launch(spec: LoadSpec, python: str) -> Launched:
     Raises:
         OSError: no such interpreter, or no more processes, descriptors or memory; nothing is left open then.
     """
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as childs:
         front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(front.close)
-        with back:
-            pulse_fd = os.memfd_create("penstock-pulse", os.MFD_CLOEXEC)
-            try:
-                os.ftruncate(pulse_fd, mmap.PAGESIZE)
-                pulse = mmap.mmap(pulse_fd, mmap.PAGESIZE, access=mmap.ACCESS_READ)
-                undo.callback(pulse.close)
-                # -P: neither the working directory nor the script's folder may shadow a module.
-                # The last argument only tells people who look at the process list what this is.
-                process = subprocess.Popen(
-                    [python, "-P", "-c", _BOOT, str(back.fileno()), str(pulse_fd), str(os.getpid()),
-                     f"penstock-worker:{spec.context.name}@{spec.context.version}"],
-                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                    pass_fds=(back.fileno(), pulse_fd), env=_environment(spec),
-                    start_new_session=True,  # ^C in a terminal reaches the front only
-                )  # fmt: skip
-            finally:
-                os.close(pulse_fd)
-        assert process.stdout is not None and process.stderr is not None
-        with process.stdout, process.stderr:
-            stdout, stderr = os.dup(process.stdout.fileno()), os.dup(process.stderr.fileno())
+        childs.callback(back.close)
+        stdout, stdout_end = _pipe(undo, childs)
+        stderr, stderr_end = _pipe(undo, childs)
+        pulse_fd = os.memfd_create("penstock-pulse", os.MFD_CLOEXEC)
+        childs.callback(os.close, pulse_fd)
+        os.ftruncate(pulse_fd, mmap.PAGESIZE)
+        pulse = mmap.mmap(pulse_fd, mmap.PAGESIZE, access=mmap.ACCESS_READ)
+        undo.callback(pulse.close)
+        # -P: neither the working directory nor the script's folder may shadow a module.
+        # The last argument only tells people who look at the process list what this is.
+        process = subprocess.Popen(
+            [python, "-P", "-c", _BOOT, str(back.fileno()), str(pulse_fd), str(os.getpid()),
+             f"penstock-worker:{spec.context.name}@{spec.context.version}"],
+            stdin=subprocess.DEVNULL, stdout=stdout_end, stderr=stderr_end,
+            pass_fds=(back.fileno(), pulse_fd), env=_environment(spec),
+            start_new_session=True,  # ^C in a terminal reaches the front only
+        )  # fmt: skip
         undo.pop_all()
     try:
         pidfd = os.pidfd_open(process.pid)
-    except OSError:  # an old kernel or a strict sandbox
+    except OSError:  # an old kernel, a strict sandbox, or no more descriptors
         pidfd = None
     return Launched(process, front, pulse, stdout, stderr, pidfd)
+
+
+def _pipe(undo: contextlib.ExitStack, childs: contextlib.ExitStack) -> tuple[int, int]:
+    read_end, write_end = os.pipe()
+    undo.callback(os.close, read_end)
+    childs.callback(os.close, write_end)
+    return read_end, write_end
 
 
 def _environment(spec: LoadSpec) -> dict[str, str]:

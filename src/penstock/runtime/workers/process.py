@@ -9,27 +9,26 @@ left with WorkerLost, reaps the process with all it started, closes what was sha
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from penstock.core.errors import Internal, LoadError, Overloaded, PenstockError, WorkerLost, rebuild
+from penstock.core.errors import Internal, InvalidInput, LoadError, Overloaded, PenstockError, WorkerLost, rebuild
 from penstock.core.messages import NO_DEADLINE, Parameter
 from penstock.core.servable import Signature, Tensors
 from penstock.runtime.workers import Batch, BatchResult, Done, frame
-from penstock.runtime.workers.channel import Channel, Received
+from penstock.runtime.workers.channel import Received
 from penstock.runtime.workers.frame import LoadSpec
 from penstock.runtime.workers.life import Life
+from penstock.runtime.workers.link import Link
 from penstock.runtime.workers.relay import Allowance
 from penstock.runtime.workers.stream import Inbox, Stream
 
 log = logging.getLogger("penstock.worker")
 
 _MOST_SLOTS = 1024
-_MESSAGES_PER_TURN = 32  # then other callbacks of the loop get their turn
 _CREDIT_EVERY = 2  # half of the worker's window of items: it need never wait for a reader that keeps up
 
 
@@ -82,6 +81,7 @@ class WorkerProcess:
         except OSError as error:
             raise LoadError(f"cannot start a worker process with {python}: {error.strerror}") from error
         try:
+            worker._greet()
             async with asyncio.timeout(load_timeout_s):
                 await worker._loaded
         except TimeoutError:
@@ -159,9 +159,7 @@ class WorkerProcess:
         if self.state == "gone":
             return
         self.state = "stopping"
-        with contextlib.suppress(OSError):
-            self._channel.send(frame.Close())
-            self._watch_outbox()
+        self._link.tell(frame.Close())
         try:
             async with asyncio.timeout(max(0.0, grace_s)):
                 await asyncio.shield(self._life.gone)
@@ -190,7 +188,7 @@ class WorkerProcess:
             message = frame.Run(
                 self._ids, payload.heads, frame.parameters_of(parameters), rows, held.deadline, held.inbox is not None
             )
-            self._channel.send(message, slot, payload)
+            self._link.send(message, slot, payload)
         except PenstockError as error:
             self._slots.append(slot)
             return error
@@ -204,74 +202,23 @@ class WorkerProcess:
             self._slots.append(slot)
             return Internal(f"the batch could not be handed to the worker: {type(error).__name__}")
         self._held[self._ids] = held
-        if self._channel.outbox:
-            self._watch_outbox()
         return None
 
     def _took(self, number: int, taken: int) -> None:
         held = self._held.get(number)
         if held is not None and (held.shared or taken % _CREDIT_EVERY == 0):
-            self._tell(frame.Credit(number, taken))
+            self._link.tell(frame.Credit(number, taken))
 
     def _abandon(self, number: int) -> None:
         held = self._held.get(number)
         if held is not None:
             held.deadline = min(held.deadline, time.monotonic())
-            self._tell(frame.Cancel(number))
-
-    def _tell(self, message: frame.Message) -> None:
-        with contextlib.suppress(OSError):  # it has just died: `_exited` sees to everything
-            self._channel.send(message)
-            self._watch_outbox()
-
-    def _watch_outbox(self) -> None:
-        if self._channel.outbox:
-            self._loop.add_writer(self._channel.fileno(), self._writable)
-
-    def _writable(self) -> None:
-        try:
-            empty = self._channel.flush()
-        except OSError:
-            empty = True
-        if empty:
-            self._loop.remove_writer(self._channel.fileno())
+            self._link.tell(frame.Cancel(number))
 
     # Receiving
 
-    def _readable(self) -> None:
-        for _ in range(_MESSAGES_PER_TURN):
-            if not self._receive():
-                return
-            if len(self._held) < 2 and not self._streaming():
-                return  # nothing more can have come; asking again would cost a system call
-
-    def _streaming(self) -> bool:
-        return any(held.inbox is not None for held in self._held.values())
-
-    def _receive(self) -> bool:
-        """Takes in one message; False when there is none."""
-        try:
-            received = self._channel.receive()
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            return True  # it died with messages unread; its own last ones come after this
-        except PenstockError as error:
-            log.error("worker_garbled", extra={**self._life.fields, "error": str(error)})
-            self._hang_up("it sent what cannot be read")
-            return False
-        except OSError:
-            received = None
-        if received is None:
-            self._hang_up("it closed its connection")
-            return False
-        try:
-            self._take(received)
-        except PenstockError as error:
-            log.error("worker_garbled", extra={**self._life.fields, "error": str(error)})
-            self._hang_up("it sent what cannot be read")
-            return False
-        return True
+    def _more_may_come(self) -> bool:
+        return len(self._held) > 1 or any(held.inbox is not None for held in self._held.values())
 
     def _take(self, received: Received) -> None:
         message = received.message
@@ -334,7 +281,7 @@ class WorkerProcess:
 
     def _release(self, slot: int) -> None:
         self._slots.append(slot)
-        self._channel.release(slot)
+        self._link.release(slot)
 
     def _call(self, done: Done, outcome: BatchResult | PenstockError) -> None:
         try:
@@ -354,26 +301,32 @@ class WorkerProcess:
         self._loaded: asyncio.Future[None] = self._loop.create_future()
         self._life = Life(self.spec, self._python, self._exited)
         self.pid = self._life.pid
-        self._channel = Channel(self._life.doorbell, front=True)
-        self._loop.add_reader(self._channel.fileno(), self._readable)
-        self._tell(frame.Load(self.spec))
+        self._link = Link(self._life.doorbell, self._take, self._hung_up, self._more_may_come)
 
-    def _hang_up(self, reason: str) -> None:
-        self._loop.remove_reader(self._channel.fileno())
+    def _greet(self) -> None:
+        """Tells the process what to load. Raises: LoadError."""
+        try:
+            self._link.send(frame.Load(self.spec))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # dead already: `_exited` says how
+        except OSError as error:
+            raise LoadError(f"no room to talk to a new worker process: {error.strerror}") from error
+        except InvalidInput as error:
+            raise LoadError(f"the model's options cannot be passed to a worker: {error}") from error
+
+    def _hung_up(self, reason: str, broken: bool) -> None:
         if self.state == "ready":
             self.state = "stopping"
+        if broken:
+            self.kill(reason)
         self._life.hang_up(reason)
 
     def _exited(self) -> None:
         """The process is gone: everything ends here, in this order."""
         asked = self.state == "stopping" and self._life.exit_code == 0
         self.state, self.cause = "gone", self._life.cause
-        for _ in range(2 * _MOST_SLOTS):  # its last answers count
-            if not self._receive():
-                break
-        self._loop.remove_reader(self._channel.fileno())
-        self._loop.remove_writer(self._channel.fileno())
-        self._channel.close()
+        self._link.drain()  # its last answers count
+        self._link.close()
         if not asked:
             log.warning("worker_ended", extra={**self._life.fields, "cause": self.cause})
         held, self._held, self._slots = self._held, {}, []
