@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -18,7 +19,6 @@ import pytest
 
 from penstock.core.errors import (
     DeadlineExceeded,
-    Internal,
     InvalidInput,
     LoadError,
     PenstockError,
@@ -640,11 +640,45 @@ async def test_the_death_of_an_asyncio_worker_fails_all_it_holds(start: Starter)
     assert [type(outcome) for outcome in outcomes] == [WorkerLost] * 8
 
 
+# Trouble between the two
+
+
 async def test_a_worker_that_sends_garbage_is_ended(start: Starter) -> None:
     worker = await start("obedient")
-    future = submit(worker, one(X, do="sleep", s=100))
-    with pytest.raises(Internal):
-        worker._channel._parse(b"\x01\x00\x00\x00\xff\xff\xff\x7f" + bytes(8))
-    worker._hang_up("it sent what cannot be read")
     with pytest.raises(WorkerLost, match="cannot be read"):
-        await future
+        await submit(worker, one(X, do="garbage"))
+
+
+async def test_a_worker_that_closes_its_end_is_ended(start: Starter) -> None:
+    worker = await start("obedient")
+    with pytest.raises(WorkerLost, match=r"closed its connection|exited with code 1"):
+        await submit(worker, one(X, do="hang_up"))
+
+
+async def test_without_descriptors_a_start_fails_cleanly() -> None:
+    before = _resources()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    fillers = [os.open("/dev/null", os.O_RDONLY)]
+    while fillers[-1] < highest:
+        fillers.append(os.dup(fillers[0]))
+    highest = max(highest, fillers[-1])
+    outcomes = []
+    try:
+        for more in range(24):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + more, limits[1]))
+            try:
+                worker = await WorkerProcess.start(spec("double"))
+            except LoadError as error:
+                outcomes.append(str(error))
+            else:
+                outcomes.append("")
+                await worker.close(5.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for filler in fillers:
+            os.close(filler)
+    assert outcomes[0] != ""
+    assert outcomes[-1] == ""
+    assert all("Too many open files" in outcome for outcome in outcomes if outcome)
+    assert _resources() == before

@@ -63,6 +63,13 @@ class Obedient(Double):
             if os.fork() == 0:
                 signal.pause()
             os._exit(0)
+        elif do in ("garbage", "hang_up"):
+            doorbell = int(sys.argv[1])
+            if do == "garbage":
+                os.write(doorbell, b"garbage" * 10)
+            else:
+                os.close(doorbell)
+            time.sleep(100)
         elif do == "none":
             return None
         elif do == "missing":
