@@ -50,7 +50,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 serve: $(VENV)/.installed
-	@exec $(BIN)/penstock serve $(MODEL) $(ARGS)
+	@exec $(BIN)/penstock serve $(MODEL) --log-format text $(ARGS)
 
 bench: $(VENV)/.installed
 	@exec $(BIN)/python bench/run.py $(or $(ARGS),--quick)

@@ -23,18 +23,19 @@ SHORT_ENOUGH = 256
 
 
 def announce(status: ServerStatus, options: ServerOptions) -> None:
-    """Prints one line per ready model and a call that works: in colour on a terminal, as JSON lines otherwise."""
-    terminal = sys.stdout.isatty()
+    """Prints one line per ready model and a call that works: as text on a terminal, as JSON lines otherwise, or as
+    `log_format` says."""
+    text = options.log_format == "text" or (options.log_format == "auto" and sys.stdout.isatty())
     for model in status.models:
         line = describe(status, model)
-        if terminal:
+        if text:
             out().print(
                 f"[bold green]ready[/]  [bold]{escape(str(line['model']))}@{line['version']}[/]  {line['adapter']}  "
                 f"{line['executor']}  {line['http']}" + (f"  grpc {line['grpc']}" if line["grpc"] else "")
             )
         else:
             print(json.dumps({"event": "ready", **line}), flush=True)
-    if not terminal:
+    if not text:
         serving = {"event": "serving", "http": status.http_url, "grpc": status.grpc_address or "", "pid": status.pid}
         print(json.dumps(serving), flush=True)
     elif status.models:

@@ -52,7 +52,9 @@ class ServerOptions:
     poll_s: float = option(2.0, "Time between looks at the model folders.", unit="s", minimum=0.05)
     load_models: tuple[str, ...] = option((), "With explicit control: models to load at the start; `*` is all.")
     timing_headers: bool = option(False, "Put the time split into a Server-Timing header of every answer.")
-    log_format: str = option("auto", "Log lines: text on a terminal, else JSON.", choices=("auto", "text", "json"))
+    log_format: str = option(
+        "auto", "Log and ready lines: text on a terminal, else JSON.", choices=("auto", "text", "json")
+    )
     log_level: str = option("info", "Least level logged.", choices=("debug", "info", "warning", "error"))
 
 
