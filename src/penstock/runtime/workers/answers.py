@@ -78,9 +78,7 @@ def _array(name: str, value: object, rows: int) -> Array:
         except Exception as error:  # whatever a foreign tensor type raises when asked for its values
             raise ServableError(f"output '{name}' is a {type(value).__name__}, no tensor: {error}") from None
     if rows >= 0 and (not array.ndim or array.shape[0] != rows):
-        raise ServableError(
-            f"output '{name}' is of shape {list(array.shape)}, the batch has {rows} rows on axis 0"
-        )
+        raise ServableError(f"output '{name}' is of shape {list(array.shape)}, the batch has {rows} rows on axis 0")
     return array
 
 
