@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ ACCEPTED = "gzip, deflate"
 
 # zlib's `wbits`: 16 more is the gzip wrapper; HTTP's "deflate" is the zlib wrapper (RFC 9110, 8.4.1.2).
 _GZIP, _ZLIB, _RAW = 31, 15, -15
+_REFUSED = re.compile(r"q=0(\.0*)?")
 _LEVEL = 1  # three times as fast as the default 6, for answers about a tenth larger
 
 # An answer is compressed when that is worth its time. A client that names one coding asks for it. One that lists
@@ -63,7 +65,7 @@ def wished_encoding(accept_encoding: str, size_bytes: int) -> str:
     codings: list[str] = []
     for item in accept_encoding.lower().split(","):
         name, _, quality = item.partition(";")
-        if quality.replace(" ", "").rstrip("0").rstrip(".") != "q=" and name.strip():
+        if name.strip() and not _REFUSED.fullmatch(quality.replace(" ", "")):
             codings.append(name.strip())
     least = _LEAST_ASKED_BYTES if len(codings) == 1 else _LEAST_LISTED_BYTES
     if size_bytes < least:

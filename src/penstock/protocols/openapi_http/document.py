@@ -25,7 +25,7 @@ _FAILURES: Final = ("400", "404", "413", "429", "500", "503", "504")
 def document(protocols: Sequence[HttpProtocol], models: Sequence[ModelDescription]) -> dict[str, object]:
     """The document. Besides the paths with `{model}` it has one path for each model and call, with an example that
     works, and the models themselves under `x-penstock-models`, which the page reads."""
-    paths: dict[str, dict[str, object]] = {}
+    paths: dict[str, dict[str, dict[str, object]]] = {}
     for protocol in protocols:
         for route in protocol.routes():
             paths.setdefault(route.pattern, {})[route.method.lower()] = _operation(protocol, route)
@@ -34,6 +34,7 @@ def document(protocols: Sequence[HttpProtocol], models: Sequence[ModelDescriptio
         for call in entry["calls"]:
             path = paths.setdefault(call["path"], {})
             path[call["method"].lower()] = _call(model, call)
+    _make_unique([operation for path in paths.values() for operation in path.values()])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -136,6 +137,16 @@ def _add_failures(operation: dict[str, object], statuses: Sequence[str]) -> None
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape, "optional": spec.optional}
+
+
+def _make_unique(operations: Sequence[dict[str, object]]) -> None:
+    """Numbers the later ones of equal `operationId`s: models "a-b" and "a_b" have the same."""
+    seen: dict[object, int] = {}
+    for operation in operations:
+        identity = operation["operationId"]
+        seen[identity] = seen.get(identity, 0) + 1
+        if seen[identity] > 1:
+            operation["operationId"] = f"{identity}__{seen[identity]}"
 
 
 def _identity(method: str, pattern: str) -> str:

@@ -39,11 +39,11 @@ def read_npy(data: memoryview, spec: TensorSpec) -> Array:
         raise InvalidInput(f"the .npy file promises {dtype} of shape {shape}, but holds {len(values)} bytes of data")
     try:
         array: Array = np.frombuffer(values, dtype=dtype).reshape(shape, order="F" if fortran else "C")
-    except ValueError:  # an empty array with an axis that numpy cannot count
+    except (ValueError, OverflowError):  # an empty array with an axis that numpy cannot count
         raise InvalidInput(f"the .npy file has the shape {shape}") from None
     try:
         return _as(array, spec)
-    except UnicodeError:
+    except ValueError:  # how numpy reports code points that do not exist
         raise InvalidInput("the .npy file holds text that is no Unicode") from None
 
 
@@ -59,7 +59,7 @@ def _header(data: memoryview) -> tuple[np.dtype[np.generic], bool, tuple[int, ..
         raise InvalidInput("the body begins like a .npy file, but its header cannot be read")
     try:
         dtype = np.dtype(match[1].decode())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InvalidInput(f"the .npy file holds {match[1].decode()!r}, which numpy does not know") from None
     return dtype, match[2] == b"True", tuple(map(int, re.findall(rb"\d+", match[3]))), at + length
 
