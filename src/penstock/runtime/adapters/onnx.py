@@ -230,8 +230,9 @@ def _rows(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> bool:
 def _one_word(nodes: Iterable[Any]) -> bool:
     """Whether all named axes 0 have one name: two names are two lengths, and then axis 0 is not the batch."""
     names = {node.shape[0] for node in nodes if node.shape and isinstance(node.shape[0], str)}
-    # "?" and "unk__12" are what exporters write for a length they do not know; a map's axis is its list.
-    return len({name for name in names if name and name != "?" and not name.startswith("unk__")}) <= 1
+    # These are what exporters (PyTorch and skl2onnx, tf2onnx, Paddle) write for a length they do not know.
+    unnamed = ("?", "unk__", "p2o.DynamicDimension.")
+    return len({name for name in names if name and not name.startswith(unnamed)}) <= 1
 
 
 def _reason(error: Exception) -> str:
