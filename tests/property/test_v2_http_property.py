@@ -153,7 +153,7 @@ DECODERS = [
     route.decode for protocol in (v2, v1, predict) for route in protocol.routes() if not hasattr(route, "handle")
 ]
 SEEDS = [
-    GOOD, BINARY, HEAD, NPY, b'{"instances": [[1, 2], [3, 4]]}', b'{"inputs": {"x": [[1, 2]], "y": [true]}}', 
+    GOOD, BINARY, HEAD, NPY, b'{"instances": [[1, 2], [3, 4]]}', b'{"inputs": {"x": [[1, 2]], "y": [true]}}',
     b"1,2\n3,4\n", b'{"x": "text", "parameters": {"k": 1}}', b'[{"x": [1, 2]}, {"x": {"b64": "AAAA"}}]',
     gzip.compress(GOOD), zlib.compress(GOOD),
 ]  # fmt: skip

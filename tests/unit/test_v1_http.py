@@ -86,6 +86,7 @@ async def test_bytes_are_base64_objects_both_ways(call: Calls) -> None:
         ("column", {"instances": [1.0]}),
         ("people", {"inputs": ["a"]}),
         ("people", {"instances": [["a"]]}),
+        ("people", {"instances": [None]}),
         ("people", {"inputs": {"name": ["a"]}}),
     ],
 )

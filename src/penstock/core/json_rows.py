@@ -28,8 +28,7 @@ def columns_of_rows(rows: list[Any], specs: Sequence[TensorSpec]) -> dict[str, A
         return {name: array_of_value([row[name] for row in rows], known[name], rows=True) for name in names}
     if len(specs) == 1:
         return {specs[0].name: array_of_value(rows, specs[0], rows=True)}
-    wrong = next((row for row in rows if type(row) is not list or len(row) != len(specs)), None)
-    if wrong is not None or not specs:
+    if not specs or any(type(row) is not list or len(row) != len(specs) for row in rows):
         names = [spec.name for spec in specs]
         raise InvalidInput(f"each row must be an object with, or a list of, the model's {len(names)} inputs {names}")
     return {
