@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -147,3 +148,11 @@ def test_closing_twice_loaded_models_is_independent(name: str, case: Case, serva
     other = plug(name).load(copy, context(case))
     other.close()
     servable.predict(case.inputs, {})
+
+
+def test_page_in_the_docs_names_every_option(name: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "adapters" / f"{name}.md"
+    assert page.is_file(), f"write docs/adapters/{name}.md"
+    documented = re.findall(r"^\| `(\w+)` \|", page.read_text().partition("## Options")[2], flags=re.MULTILINE)
+    assert sorted(documented) == sorted(importlib.import_module(f"penstock.runtime.adapters.{name}").OPTIONS)
+    assert f"[{name}]({name}.md)" in (page.parent / "index.md").read_text()
