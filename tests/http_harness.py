@@ -183,7 +183,7 @@ class JsonProtocol:
 
     def routes(self) -> Sequence[Route]:
         return [
-            InferRoute("POST", "/models/{model}/infer", lambda http, door: JsonExchange(decode(http, door)), "infer"),
+            InferRoute("POST", "/models/{model}/infer", self.infer, "infer"),
             StreamRoute(
                 "POST", "/models/{model}/stream", lambda http, door: EventExchange(decode(http, door)), "stream"
             ),
@@ -198,6 +198,10 @@ class JsonProtocol:
 
     def encode_error(self, error: PenstockError, request: HttpRequest) -> HttpResponse:
         return HttpResponse(STATUS.get(error.code, 500), orjson.dumps({"error": error.message, "protocol": "json"}))
+
+    def infer(self, http: HttpRequest, door: Door) -> JsonExchange:
+        self.last = http
+        return JsonExchange(decode(http, door))
 
     async def health(self, http: HttpRequest, door: Door) -> HttpResponse:
         return HttpResponse(200, b"")
