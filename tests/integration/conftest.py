@@ -69,7 +69,7 @@ def start(
     with log.open("w") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "penstock.cli", "serve", "--config", str(config)],
-            stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
+            stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder.parent,
             env={**os.environ, **(env or {})},
         )  # fmt: skip
     assert process.stdout is not None
@@ -93,6 +93,16 @@ def start(
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerFactory]:
     """Starts servers that live until the test ends."""
+    yield from _servers(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFactory]:
+    """Starts servers that live until the module's tests end, for tests that leave them as they found them."""
+    yield from _servers(tmp_path_factory.mktemp("servers"))
+
+
+def _servers(tmp_path: Path) -> Iterator[ServerFactory]:
     started: list[RunningServer] = []
 
     def factory(models: Mapping[str, str | Mapping[str, object]], **options: object) -> RunningServer:

@@ -62,10 +62,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def running(server: Callable[..., Any], file: Path) -> Any:
+@pytest.fixture(scope="module")
+def running(shared_server: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    file = tmp_path_factory.mktemp("models") / "functions.py"
+    file.write_text(MODELS)
     plain = {name: f"{file}:{name}" for name in ("double", "half", "brain", "blob", "broken")}
-    return server({**plain, "words": {"path": f"{file}:words", "warm_up": False}})
+    return shared_server({**plain, "words": {"path": f"{file}:words", "warm_up": False}})
 
 
 @pytest.fixture
