@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,17 +92,20 @@ def test_version_imports_no_framework_and_names_those_it_finds() -> None:
 
 def test_version_is_quick() -> None:
     def seconds() -> float:
-        begun = time.perf_counter()
+        """Processor time, which a busy machine stretches less than the clock's."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         answer("version")
-        return time.perf_counter() - begun
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.25  # 0.11 s measured; the rest is for busy machines
+    assert min(seconds() for _ in range(3)) < 0.2  # 0.1 s measured
 
 
-@pytest.mark.parametrize("command", ["serve", "config", "models", "predict", "bench", "version"])
-def test_every_command_has_help(command: str) -> None:
-    assert f"penstock {command}" in answer(command, "--help")
-    assert command in answer("--help")
+def test_every_command_has_help() -> None:
+    overview = answer("--help")
+    for command in ("serve", "config", "models", "predict", "bench", "version"):
+        assert f"penstock {command}" in answer(command, "--help")
+        assert command in overview
 
 
 def test_an_unknown_command_names_the_nearest() -> None:
