@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -523,6 +524,47 @@ async def test_closed_connections_are_freed_without_the_collector() -> None:
             assert sum(isinstance(thing, Connection) for thing in gc.get_objects()) <= 1
         finally:
             gc.enable()
+
+
+async def test_requests_and_their_errors_leave_nothing_for_the_collector() -> None:
+    async with serving() as it:
+        client = await it.connect()
+
+        async def some() -> None:
+            for request in (
+                infer([1]),
+                infer([1], model="unknown"),
+                infer([1], model="full"),
+                infer([1], model="broken"),
+                post("/models/double/infer", b"{"),
+                get("/nowhere"),
+                get("/health"),
+                post("/upload", bytes(100_000)),
+            ):
+                await client.ask(request)
+
+        await some()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await some()
+            kinds = Counter(type(thing).__name__ for thing in garbage())
+            ours = {name: count for name, count in kinds.items() if name in ("Turn", "HttpRequest", "Request", "Found")}
+            assert not ours
+        finally:
+            gc.enable()
+
+
+def garbage() -> list[object]:
+    """What only the collector would have freed."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return list(gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
 
 
 async def test_a_defect_while_encoding_an_answer_is_a_500_and_nothing_more() -> None:

@@ -39,7 +39,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     leaf.private_key_pem.write_to_path(paths["key.pem"])
     other.private_key_pem.write_to_path(paths["other_key.pem"])
     client_ca.cert_pem.write_to_path(paths["client_ca.pem"])
-    return Files(*paths.values(), server_ca=server_ca, client=client_ca)
+    return Files(
+        paths["cert.pem"], paths["key.pem"], paths["client_ca.pem"], paths["other_key.pem"], server_ca, client_ca
+    )
 
 
 def client_context(files: Files, *, certificate_from: trustme.CA | None = None) -> ssl.SSLContext:

@@ -111,8 +111,8 @@ class Turn:
                 self.task = asyncio.get_running_loop().create_task(self._call(route))
         except PenstockError as error:
             self.fail(error)
-        except Exception:
-            self.crash()
+        except Exception as error:
+            self.crash(error)
 
     def probe(self) -> bytes:
         """What may be sent now without changing the answer, to see whether the client is still there."""
@@ -160,9 +160,9 @@ class Turn:
             response.headers += (("Retry-After", retry_after(error.retry_after_s)),)
         self.answer(response)
 
-    def crash(self) -> None:
-        """Logs the exception being handled, once, and answers 500 without its text."""
-        log.exception("request failed", extra={"method": self.http.method, "path": self.http.path})
+    def crash(self, error: BaseException) -> None:
+        """Logs a defect with its traceback, once, and answers 500 without its text."""
+        log.error("request failed", exc_info=error, extra={"method": self.http.method, "path": self.http.path})
         try:
             self.fail(Internal("internal error; the server's log has the traceback"))
         except Exception:
@@ -187,7 +187,10 @@ class Turn:
             request.deadline = min(request.deadline, http.received + milliseconds / 1000.0)
 
     def _finished(self, future: asyncio.Future[Response]) -> None:
-        """The door has answered: encode and write. Runs as the future's callback."""
+        """The door has answered: encode and write. Runs as the future's callback.
+
+        An error is looked at, not raised: raising would tie it to this frame in a cycle for the collector to find.
+        """
         if self.abandoned:
             if not future.cancelled():
                 future.exception()  # seen, so that the loop does not report it as never retrieved
@@ -197,17 +200,20 @@ class Turn:
                 self._stopped()
                 return
             error = future.exception()
-            if error is not None:
-                raise error
-            response = future.result()
-            assert self.exchange is not None
-            encoded = self.exchange.encode(response)
-            timed = self.wire.options.timing_headers or self.http.headers.get(_TIMING) == b"1"
-            self.answer(encoded, response.timings if timed else None)
-        except PenstockError as error:
-            self.fail(error)
-        except Exception:
-            self.crash()
+            if error is None:
+                response = future.result()
+                assert self.exchange is not None
+                encoded = self.exchange.encode(response)
+                timed = self.wire.options.timing_headers or self.http.headers.get(_TIMING) == b"1"
+                self.answer(encoded, response.timings if timed else None)
+            elif isinstance(error, PenstockError):
+                self.fail(error)
+            else:
+                self.crash(error)
+        except PenstockError as raised:
+            self.fail(raised)
+        except Exception as raised:
+            self.crash(raised)
 
     async def _call(self, route: CallRoute) -> None:
         try:
@@ -216,8 +222,8 @@ class Turn:
             self._stopped()
         except PenstockError as error:
             self.fail(error)
-        except Exception:
-            self.crash()
+        except Exception as error:
+            self.crash(error)
 
     def _stopped(self) -> None:
         """Cancelled: by `abandon`, when nobody is left to answer, or by the door, which then still owes an answer."""
