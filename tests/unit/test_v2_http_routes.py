@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from http_calls import Calls, body_of, header_of, json_of
 from numpy_door import NumpyDoor, numpy_model
 from tritonclient.http import InferResult
 
+from penstock.core.door import ModelDescription
 from penstock.core.errors import ServableError
 from penstock.protocols.v2_http import plug
 from penstock.protocols.v2_http.models import EXTENSIONS
@@ -204,3 +206,14 @@ async def test_every_error_is_a_json_object_with_one_key(call: Calls, door: Nump
     assert header_of(response, "Retry-After") is None
     assert plug.encode_error(ServableError('quo"te\n'), call.request("GET", "/v2")[1]).status == 500
     assert b"\\n" in body_of(plug.encode_error(ServableError('quo"te\n'), call.request("GET", "/v2")[1]))
+
+
+async def test_configuration_of_a_model_whose_requests_are_not_joined_keeps_every_axis(door: NumpyDoor) -> None:
+    class Unjoined(NumpyDoor):
+        def describe(self, model: str, version: str = "") -> ModelDescription:
+            description = super().describe(model, version)
+            return dataclasses.replace(description, config={**description.config, "max_batch_size": 0})
+
+    config = json_of(await Calls([plug], Unjoined(door.served))("GET", "/v2/models/m/config"))
+    assert (config["max_batch_size"], config["input"][0]["dims"]) == (0, [-1, 4])
+    assert "dynamic_batching" not in config

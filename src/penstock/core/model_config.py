@@ -14,13 +14,14 @@ def model_config(description: ModelDescription) -> dict[str, object]:
     Options that the format has no field for stand in `parameters`, each as `{"string_value": "…"}`.
     """
     signature, options = description.signature, description.config
-    batchable = signature.batchable and options.get("batch", True) is not False
+    size = _number(options.get("max_batch_size"), 1)  # 0: the runtime found that requests cannot be joined
+    batchable = signature.batchable and options.get("batch", True) is not False and size > 0
     config: dict[str, object] = {
         "name": description.name,
         "platform": signature.platform,
         "backend": str(options.get("adapter") or signature.platform.partition("_")[0]),
         "version_policy": _version_policy(options.get("versions")),
-        "max_batch_size": _number(options.get("max_batch_size"), 1) if batchable else 0,
+        "max_batch_size": size if batchable else 0,
         "input": [
             _tensor(spec, batchable) | ({"optional": True} if spec.optional else {}) for spec in signature.inputs
         ],
