@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 _RECEIVE_BYTES = 64 << 10
 
 
+def silent(descriptor: int) -> bool:
+    """Whether nothing waits to be read from a socket. A server that speaks unasked has closed, or is confused."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return not poll.poll(0)
+
+
 class Connection:
     """A connected socket. Every wait ends at the `deadline` that its user sets (monotonic seconds)."""
 
@@ -55,9 +62,7 @@ class Connection:
         """Whether it can carry another request: not idle for long, not closed by the server, nothing left over."""
         if self._buffer or now - self.idle_since > IDLE_S:
             return False
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return not poll.poll(0)  # a server that speaks unasked has closed, or is confused
+        return silent(self._socket.fileno())
 
     def close(self) -> None:
         """Closes it; the server stops working on what was not answered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from penstock.client.connection import silent
 from penstock.client.http1 import ANY, MAX_HEAD_BYTES, Buffer, ConnectionEnded, Need
 from penstock.core.errors import Internal
 
@@ -92,8 +93,11 @@ class Stream(asyncio.Protocol):
 
     def usable(self, now: float, idle_s: float) -> bool:
         """Whether it can carry another request: not idle for long, not closed by the server, nothing left over."""
-        closing = self._transport is None or self._transport.is_closing()
-        return not (self._ended or closing or self._buffer or now - self.idle_since > idle_s)
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._ended or self._buffer or now - self.idle_since > idle_s:
+            return False
+        # The loop may not have come round to tell of an end that the system knows already.
+        return silent(transport.get_extra_info("socket").fileno())
 
     def close(self) -> None:
         """Closes it at once; the server stops working on what was not answered."""

@@ -11,7 +11,7 @@ import orjson
 
 from penstock.core.errors import Internal, InvalidInput, PenstockError
 from penstock.core.messages import Parameter
-from penstock.core.tensor import NUMPY_OF, Array, datatype_of, from_wire, to_wire
+from penstock.core.tensor import NUMPY_OF, Array, datatype_of, element_count, from_wire, to_wire
 
 ArrayLike = npt.ArrayLike
 Buffer = bytes | bytearray | memoryview
@@ -210,6 +210,7 @@ def _cast(array: Array, dtype: np.dtype[np.generic]) -> Array:
 
 def _from_json(data: object, datatype: str, shape: tuple[int, ...]) -> Array:
     dtype = NUMPY_OF[datatype]
+    element_count(shape)  # refuses the -1 that numpy would take for "as many as there are"
     if datatype != "BYTES":
         return np.array(data, dtype=dtype).reshape(shape)
     flat: list[object] = [data]
