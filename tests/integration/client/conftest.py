@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 from v2_peer import V2Server, serving
 
 from penstock.client import AsyncClient, Client
@@ -54,11 +55,11 @@ async def _listed(iterator: AsyncIterator[Any], first: int | None) -> list[Any]:
 Connect = Callable[..., Driver]
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=["sync", "asyncio", "uvloop"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes clients of one kind, which are closed at the end."""
     made: list[Driver] = []
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if request.param == "uvloop" else None) as runner:
 
         def make(url: str, **options: Any) -> Driver:
             made.append(Driver(request.param, runner, url, **options))
