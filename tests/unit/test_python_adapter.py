@@ -335,6 +335,34 @@ def test_async_generator_streams_and_closes(tmp_path: Path) -> None:
     assert servable.predict({"x": np.array(5)}, {})["y"].item() == -1  # type: ignore[index]  # not awaitable
 
 
+def test_iterator_of_the_users_own_is_closed_too(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        class Lines:
+            closed = 0
+            def __iter__(self):
+                return self
+            def __next__(self):
+                return {"y": 1}
+            def close(self):
+                self.closed += 1
+
+        lines = Lines()
+
+        class Model:
+            def answer(self, inputs):
+                return lines
+        """,
+    )
+    servable = load(f"{path}:Model")
+    assert isinstance(servable, StreamingServable)
+    answers = servable.answer({}, {})
+    next(answers)  # type: ignore[arg-type]  # an iterator
+    answers.close()  # type: ignore[union-attr]  # a generator
+    assert sys.modules[path.stem].lines.closed == 1
+
+
 def test_error_in_user_code_passes_through_unchanged(tmp_path: Path) -> None:
     path = write(
         tmp_path,
