@@ -1,7 +1,8 @@
 """Sources: say which models and versions should be loaded and where their files lie.
 
 The whole wished state each time: what is left out goes away. Each module has `plug`, a callable that makes a Source
-from the models' options. A Source is polled; `poll` may touch the disk or the network and so runs off the loop's thread.
+from the models' options. A Source is polled; `poll` may touch the disk or the network and so runs off the loop's
+thread.
 """
 
 from __future__ import annotations
