@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import cast
 
 from penstock.client.connection import silent
 from penstock.client.http1 import ANY, MAX_HEAD_BYTES, Buffer, ConnectionEnded, Need
@@ -30,8 +31,7 @@ class Stream(asyncio.Protocol):
     # --- what asyncio calls; nothing may be raised here ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are like one, and not subclasses
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
