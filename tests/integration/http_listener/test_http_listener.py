@@ -7,7 +7,7 @@ import re
 
 import orjson
 import pytest
-from http_harness import get, infer, post, serving, stream, until
+from http_harness import Client, get, infer, post, serving, stream, until
 
 from penstock.core.errors import InvalidInput
 from penstock.runtime.listeners.auth import is_loopback
@@ -438,3 +438,49 @@ async def test_requests_behind_a_stream_wait_for_its_end() -> None:
         assert len((await client.answer()).chunks) == 3
         assert len((await client.answer()).chunks) == 2
         assert (await client.answer()).json["id"] == "after"
+
+
+async def test_moving_to_another_listener_under_load_fails_no_request() -> None:
+    """Clients that keep their connections, and go elsewhere when told to close, notice nothing."""
+    async with serving() as old, serving() as new:
+        ports, answered, over = [old.port], 0, False
+
+        async def client(number: int) -> None:
+            nonlocal answered
+            while not over:
+                reader, writer = await asyncio.open_connection("127.0.0.1", ports[0])
+                connection = Client(reader, writer)
+                while not over:
+                    answer = await connection.ask(infer([number], id=number))
+                    assert (answer.status, answer.json["y"]) == (200, [number * 2])
+                    answered += 1
+                    if "connection" in answer.headers:
+                        break
+                await connection.close()
+
+        clients = [asyncio.ensure_future(client(number)) for number in range(20)]
+        await until(lambda: answered > 200)
+        ports[0] = new.port
+        old.listener.wind_down()
+        await until(lambda: old.listener.counters.connections_open == 0)
+        assert await old.listener.drain(5.0) == 0
+        before = answered
+        await until(lambda: answered > before + 200)
+        over = True
+        await asyncio.gather(*clients)
+        assert old.listener.counters.responses[2] + new.listener.counters.responses[2] == answered
+
+
+async def test_drain_lets_a_stream_finish() -> None:
+    async with serving() as it:
+        client = await it.connect()
+        it.door.gate.clear()
+        await client.send(stream([1, 2, 3]))
+        await until(lambda: it.door.streams_open == 1)
+        drain = asyncio.ensure_future(it.listener.drain(10.0))
+        await asyncio.sleep(0)
+        it.door.gate.set()
+        answer = await client.answer()
+        assert (len(answer.chunks), answer.headers["connection"]) == (4, "close")
+        assert await client.closed() == b""
+        assert await drain == 0
