@@ -94,7 +94,7 @@ async def serving(
     log_handle = logs.configure(server.log_format, server.log_level)
     metrics = Metrics(_build())
     manager = Manager(metrics, available_cores())
-    repository = ModelRepository([LocalSource(models)], manager, server)
+    repository = ModelRepository([LocalSource(models, settle=server.model_control == "poll")], manager, server)
     engine = Engine(manager, repository, Tracing(), metrics.render, lambda update: log_handle.update(update or {}))
     http = HttpListener(engine, http_protocols(), http_options(server, keys))
     async with contextlib.AsyncExitStack() as stack:

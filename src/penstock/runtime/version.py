@@ -94,13 +94,11 @@ class LoadedVersion:
 
     async def close(self, grace_s: float) -> None:
         """Answers what it holds (within `grace_s`), then frees everything."""
-        loop = asyncio.get_running_loop()
         if self.batcher.in_flight:
-            idle = loop.create_future()
-            self.batcher.on_idle = lambda: idle.done() or idle.set_result(None)
-            with_time = asyncio.wait_for(idle, grace_s)
+            idle = asyncio.Event()
+            self.batcher.on_idle = idle.set
             try:
-                await with_time
+                await asyncio.wait_for(idle.wait(), grace_s)
             except TimeoutError:
                 log.warning("unload_cut_short", extra={"model": self.name, "in_flight": self.batcher.in_flight})
         self.batcher.close(NotReady(f"model '{self.name}' version {self.number} is unloaded"))
@@ -166,9 +164,9 @@ class _Loading:
         loaded, options = self._loaded, self._options
         began = time.monotonic()
         may_inline = self._may_inline()
-        background = [asyncio.create_task(asyncio.to_thread(artifact_sha256, loaded.path))]
-        if may_inline:  # the import overlaps with the worker's start
-            background.append(asyncio.create_task(asyncio.to_thread(self._preload)))
+        hashing = asyncio.create_task(asyncio.to_thread(artifact_sha256, loaded.path))
+        # The imports of an inline model overlap with the worker's start.
+        importing = asyncio.create_task(asyncio.to_thread(self._preload if may_inline else _nothing))
         try:
             loaded.pool = Pool(
                 self._spec, self._size, load_timeout_s=options.load_timeout_s, hang_s=options.hang_s,
@@ -178,9 +176,9 @@ class _Loading:
             loaded.signature = worker.signature
             if options.warm_up:
                 loaded.findings = await self._warm(worker)
-            loaded.sha256 = str(await background[0])
+            loaded.sha256 = await hashing
         finally:
-            await asyncio.gather(*background, return_exceptions=True)
+            await asyncio.gather(hashing, importing, return_exceptions=True)
         self._make_batcher()
         if may_inline and await self._wants_inline():
             await self._go_inline()
@@ -212,7 +210,7 @@ class _Loading:
 
     async def _warm(self, worker: WorkerProcess) -> Findings:
         findings = await warm_up.warm_up(
-            worker.signature, lambda batch: _run_once(worker.run, batch),
+            worker.signature, lambda batch: _run_once(worker, batch),
             check_rows=self._loaded.adapter not in OWN_WORD,
             max_rows=self._options.max_batch_size,
         )  # fmt: skip
@@ -229,7 +227,7 @@ class _Loading:
     async def _warm_again(self, worker: WorkerProcess) -> None:
         if self._loaded.findings.answered:
             await warm_up.warm_up(
-                worker.signature, lambda batch: _run_once(worker.run, batch), check_rows=False, max_rows=1
+                worker.signature, lambda batch: _run_once(worker, batch), check_rows=False, max_rows=1
             )
 
     def _make_batcher(self) -> None:
@@ -302,10 +300,16 @@ class _Loading:
         loaded.batcher.set_executors([inline])
 
 
-async def _run_once(
-    run: Callable[[Batch, Callable[[BatchResult | PenstockError], None]], None], batch: Batch
-) -> BatchResult:
-    """Runs one batch on an executor and waits for it. Raises what the executor reports."""
+async def _run_once(worker: WorkerProcess, batch: Batch) -> BatchResult:
+    """Runs one batch on a worker and waits for it; of a stream, for its first answer. Raises what the worker reports."""
+    if worker.signature.streaming:
+        began = time.monotonic()
+        answers = worker.stream(batch.parts[0], batch.parameters or {})
+        try:
+            first = dict(await anext(answers, {}))
+        finally:
+            await answers.aclose()
+        return BatchResult(first, 0.0, time.monotonic() - began, 0.0)
     future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
 
     def done(result: BatchResult | PenstockError) -> None:
@@ -316,7 +320,7 @@ async def _run_once(
         else:
             future.set_result(result)
 
-    run(batch, done)
+    worker.run(batch, done)
     return await future
 
 
@@ -347,3 +351,7 @@ def _size_bytes(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _nothing() -> None:
+    return

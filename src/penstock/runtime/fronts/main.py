@@ -7,6 +7,9 @@ import contextlib
 import signal
 import socket
 import sys
+from typing import Any
+
+import msgspec
 
 from penstock.core.errors import PenstockError
 from penstock.runtime.fronts import wire
@@ -27,7 +30,7 @@ async def front(sock: socket.socket) -> int:
     drain: asyncio.Future[float] = loop.create_future()
     _, engine = await loop.create_unix_connection(lambda: RemoteEngine(setup.set_result, drain.set_result), sock=sock)
     wished = await setup
-    options = ServerOptions(**{name: _tuple(value) for name, value in wished.options.items()})
+    options = msgspec.convert(wished.options, ServerOptions)
     logs.configure(options.log_format, options.log_level)
     listener = HttpListener(engine, http_protocols(), http_options(options, wished.api_keys))
     try:
@@ -38,7 +41,8 @@ async def front(sock: socket.socket) -> int:
     engine.send(wire.Started())
     figures = loop.create_task(_report(engine, listener))
     try:
-        await asyncio.wait({drain, engine.closed}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[Any]] = {drain, engine.closed}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         listener.stop_accepting()
         await listener.drain(drain.result() if drain.done() else 0.0)
         return 0
@@ -52,10 +56,6 @@ async def _report(engine: RemoteEngine, listener: HttpListener) -> None:
         counters = listener.counters
         engine.send(wire.Figures(list(counters.responses), dict(counters.refused), counters.connections_open))
         await asyncio.sleep(_FIGURES_S)
-
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def main() -> None:
