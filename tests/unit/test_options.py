@@ -76,6 +76,7 @@ def test_server_options_that_work_together_pass(values: dict[str, object]) -> No
         ({"executor": "inline", "workers": 2}, "workers (flag --workers) has no effect"),
         ({"executor": "inline", "hang_s": 2}, "hang_s (flag --hang-s) has no effect"),
         ({"executor": "inline", "devices": "cuda:0"}, "need workers"),
+        ({"threads": 2, "borrow_threads": True}, "borrow_threads (flag --borrow-threads) has no effect beside threads"),
         ({"devices": ()}, "devices is empty"),
         ({"devices": "gpu"}, "device 'gpu' is unknown"),
         ({"devices": "cuda:0*1.5"}, "unknown"),

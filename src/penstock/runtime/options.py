@@ -179,6 +179,8 @@ def _model_faults(model: Resolved[ModelOptions]) -> Iterator[str]:
                 yield f"{name} ({origin[name]}) has no effect with executor = 'inline' ({origin['executor']})"
         if any(device != "cpu" for device in options.devices):
             yield f"devices {', '.join(options.devices)} need workers, and executor is 'inline' ({origin['executor']})"
+    if given("borrow_threads") and options.threads is not None:
+        yield f"borrow_threads ({origin['borrow_threads']}) has no effect beside threads ({origin['threads']})"
     yield from _device_faults(options)
     if not re.fullmatch(r"all|latest:[1-9]\d*|\d+(\s*,\s*\d+)*", options.versions):
         yield f"versions is {options.versions!r}; write 'latest:N', 'all' or numbers such as '3,4'"
