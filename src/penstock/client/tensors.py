@@ -201,7 +201,8 @@ def _cast(array: Array, dtype: np.dtype[np.generic]) -> Array:
     if array.dtype.kind in "OSU":
         raise InvalidInput(f"text or mixed values cannot be sent as {dtype}")
     if array.size and array.dtype.kind in "iuf" and dtype.kind in "iub":
-        cast = array.astype(dtype)
+        with np.errstate(invalid="ignore"):  # what does not fit is found by comparing
+            cast = array.astype(dtype)
         if not np.array_equal(cast.astype(array.dtype), array):
             raise InvalidInput(f"values do not fit {dtype}")
         return cast
