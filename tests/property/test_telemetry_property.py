@@ -8,7 +8,8 @@ from penstock.core.messages import Timings
 from penstock.telemetry.histogram import PART_BOUNDS_S, TOTAL_BOUNDS_S, Histogram, quantile
 from penstock.telemetry.metrics import Metrics
 
-nanoseconds = st.lists(st.integers(0, 200 * 10**9), max_size=60)
+bounds = st.sampled_from([round(bound * 1e9) for bound in TOTAL_BOUNDS_S])
+nanoseconds = st.lists(st.integers(0, 200 * 10**9) | bounds | bounds.map(lambda bound: bound + 1), max_size=60)
 
 
 @given(st.lists(nanoseconds, max_size=5))

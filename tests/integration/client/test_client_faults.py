@@ -143,14 +143,18 @@ def test_half_an_answer_is_none(connect: Any, cut: int) -> None:
 
 
 def test_a_kept_connection_that_the_server_closed_is_replaced(connect: Any) -> None:
+    answered = threading.Semaphore(0)
+
     def once(peer: socket.socket, data: bytes) -> None:
         ok_result()(peer, data)
+        answered.acquire(timeout=10)
         peer.shutdown(socket.SHUT_RDWR)
 
     with Scripted(once) as server:
         client = connect(server.url)
         for number in range(3):
             assert client.call("infer", "m", X)["y"].tolist() == [7.0]
+            answered.release()
             server._threads[number].join(10)  # now it is closed
         assert len(server.seen) == 3
 
