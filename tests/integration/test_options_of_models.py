@@ -133,7 +133,10 @@ def test_batch_delay_s_makes_a_free_worker_wait_for_more(ask: Start) -> None:
 
 
 def test_timeout_s_is_the_deadline_of_requests_that_bring_none(ask: Start) -> None:
-    tables = {"hurried": {"path": "slow", "timeout_s": 0.05, "warm_up": False}, "calm": {"path": "slow"}}
+    tables = {
+        "hurried": {"path": "slow", "timeout_s": 0.05, "warm_up": False},
+        "calm": {"path": "slow", "warm_up": False},
+    }
     client = ask(**tables)  # the client names no time
     with pytest.raises(DeadlineExceeded):
         client.infer("hurried", X)

@@ -112,9 +112,7 @@ def normal(array: Array) -> Array:
     """`array` as the wire wants it: C order, little endian, text and fixed-width bytes as objects of `bytes`."""
     kind = array.dtype.kind
     if kind in "OSU":
-        flat = [
-            item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()
-        ]
+        flat = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()]
         if kind == "O" and flat == array.ravel().tolist() and array.flags.c_contiguous:
             return array
         out = np.empty(len(flat), dtype=object)
