@@ -175,7 +175,7 @@ def to_wire(array: Array, datatype: str) -> bytes | memoryview:
         return bytes_to_wire(array)
     if datatype == "BF16":
         return bf16_to_wire(array)
-    return memoryview(normal(array)).cast("B") if array.size else b""
+    return normal(array).data.cast("B") if array.size else b""
 
 
 def from_wire(data: bytes | memoryview, datatype: str, shape: tuple[int, ...]) -> Array:

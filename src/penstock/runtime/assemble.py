@@ -124,8 +124,8 @@ def _find(written: Written, file: ConfigFile, adapter: str, entries_of: Recognis
         if len(entries) != 1:
             several = ", ".join(entry.name for entry in entries) or "none"
             raise InvalidInput(
-                f"file {file.path} [models.{name}]: {written_path} holds several models ({several}); name the folder of one, "
-                "or give the whole folder to `penstock serve`"
+                f"file {file.path} [models.{name}]: {written_path} holds several models ({several}); name one's "
+                "folder, or give the whole folder to `penstock serve`"
             )
         options = dataclasses.replace(entries[0], name=name)
         yield _Found(options, f"file {file.path} [models.{name}]", _trusted(written.trust, place, options.path))

@@ -255,7 +255,7 @@ class Batcher:
         if first.stream:
             try:
                 first.future.set_result(
-                    executor.stream(first.request.inputs, first.request.parameters, first.request.deadline)  # type: ignore[arg-type]
+                    executor.stream(first.request.inputs, first.request.parameters, first.request.deadline)
                 )
             except PenstockError as error:
                 self._fail(first, error)
@@ -295,7 +295,7 @@ class Batcher:
             pieces: list[dict[str, object]] = (
                 collate.split(result.outputs, [entry.rows for entry in entries])  # type: ignore[assignment]
                 if running.joined and (len(entries) > 1 or running.batch.pad_rows)
-                else [result.outputs]
+                else [result.outputs]  # type: ignore[list-item]  # arrays are objects; dict is invariant
             )
         except ServableError as error:
             self._finish_failed(running, error)
