@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,17 +59,19 @@ def write_config(path: Path, models: Mapping[str, str | Mapping[str, object]], o
 
 
 def start(
-    folder: Path, models: Mapping[str, str | Mapping[str, object]], env: Mapping[str, str] | None = None, **options: object
+    folder: Path, models: Mapping[str, str | Mapping[str, object]], serve: Sequence[str] = (), **options: object
 ) -> RunningServer:
-    """Starts a server and returns when it says that it serves. Raises with its log when it does not."""
+    """Starts a server and returns when it says that it serves. Raises with its log when it does not.
+
+    `models` come into its configuration file, `serve` are paths on its command line, `options` are the server's.
+    """
     config = folder / "penstock.toml"
     write_config(config, models, {"http_port": 0, "grpc_port": 0, **options})
     log = folder / "server.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "penstock.cli", "serve", "--config", str(config)],
+            [sys.executable, "-m", "penstock.cli", "serve", "--config", str(config), *serve],
             stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder.parent,
-            env={**os.environ, **(env or {})},
         )  # fmt: skip
     assert process.stdout is not None
     killer = threading.Timer(START_S, process.kill)

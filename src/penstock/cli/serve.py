@@ -42,11 +42,17 @@ def serve(
     from penstock.runtime.assemble import Written, effective
     from penstock.runtime.server import run
 
-    configuration = effective(Written(paths or (), server or {}, model or {}, trust or ()), config)
+    written = Written(paths or (), server or {}, model or {}, trust or ())
+    configuration = effective(written, config)
     if not configuration.models:
         raise InvalidInput(
             "there is nothing to serve: give a model file, a folder or file.py:Name, or a penstock.toml with "
             "[models.NAME] tables"
         )
-    options, models = configuration.server.value, [model.value for model in configuration.models]
-    uvloop.run(run(options, models, on_ready=lambda status: announce(status, options)))
+    options = configuration.server.value
+
+    def offered() -> list[ModelOptions]:
+        """What is there now: folders may have got models since the start."""
+        return [model.value for model in effective(written, config).models]
+
+    uvloop.run(run(options, offered, on_ready=lambda status: announce(status, options)))

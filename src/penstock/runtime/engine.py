@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
@@ -17,6 +18,10 @@ from penstock.runtime.fronts.wire import Table
 from penstock.runtime.manager import Manager
 from penstock.runtime.tracing import Tracing
 from penstock.runtime.version import LoadedVersion
+
+# Of one request with more rows than a batch: enough to keep any pool of workers busy, few enough to leave room in the
+# queue for other callers.
+_PIECES_AT_ONCE = 16
 
 
 class Repository(Protocol):
@@ -99,19 +104,29 @@ class Engine:
 
     async def _in_pieces(self, version: LoadedVersion, request: Request, rows: int) -> Response:
         most = version.batcher.limits.most_rows
-        futures: list[asyncio.Future[Response]] = []
+        waiting: deque[asyncio.Future[Response]] = deque()
+        answers: list[Response] = []
         try:
             for start in range(0, rows, most):
+                if len(waiting) == _PIECES_AT_ONCE:
+                    answers.append(await waiting.popleft())
                 piece = Request(
-                    request.model, {name: array[start : start + most] for name, array in request.inputs.items()},
-                    request.version, request.id, request.parameters, (), request.deadline, request.priority,
-                )  # fmt: skip
+                    request.model,
+                    {name: array[start : start + most] for name, array in request.inputs.items()},
+                    request.version,
+                    request.id,
+                    request.parameters,
+                    (),
+                    request.deadline,
+                    request.priority,
+                )
                 piece.timings.received = request.timings.received
                 key, piece_rows = version.check(piece)
-                futures.append(version.batcher.submit(piece, key, piece_rows))
-            answers = [await future for future in futures]
+                waiting.append(version.batcher.submit(piece, key, piece_rows))
+            while waiting:
+                answers.append(await waiting.popleft())
         finally:
-            for future in futures:
+            for future in waiting:
                 future.cancel()
         last = answers[-1]
         last.outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in last.outputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import ssl
 from pathlib import Path
 from typing import cast
@@ -78,3 +79,10 @@ def api_keys(server: ServerOptions) -> tuple[str, ...]:
             "--api-key-file), listen on 127.0.0.1, or say --allow-anonymous if everybody may use these models"
         )
     return tuple(keys)
+
+
+def allow_open_files() -> None:
+    """Raises this process's soft limit of open files to its hard one: the usual 1,024 is fewer than the connections
+    that a listener may hold."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

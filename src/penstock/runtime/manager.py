@@ -122,7 +122,7 @@ class Manager:
         entry = self._models.get(model)
         if not self.started and (entry is None or not _ready(entry)):
             return NotReady("the server is starting", retry_after_s=1)
-        if entry is None or (entry.gone and not entry.versions):
+        if entry is None or entry.gone:
             known = ", ".join(self.names()[:10]) or "none"
             return NotFound(f"no model '{model}'; ready models: {known}")
         if not version:

@@ -34,6 +34,7 @@ class ModelRepository:
         self._folders: dict[str, Path] = {}
         self._poller: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
+        self._last_trouble = ""
 
     async def start(self) -> None:
         """Loads what is wished at the start, and returns when each model answers or has failed.
@@ -151,8 +152,11 @@ class ModelRepository:
             try:
                 await self._look()
                 self._apply()
+                self._last_trouble = ""
             except PenstockError as error:  # half-written folders, a vanished disk: what serves goes on serving
-                log.warning("poll_failed", extra={"error": str(error)})
+                if str(error) != self._last_trouble:
+                    log.warning("poll_failed", extra={"error": str(error)})
+                self._last_trouble = str(error)
             except Exception:
                 log.exception("poll_failed")
 

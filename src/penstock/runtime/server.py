@@ -25,7 +25,15 @@ from penstock.runtime.fronts.supervisor import Fronts
 from penstock.runtime.listeners.auth import ApiKeys
 from penstock.runtime.listeners.grpc import GrpcListener, GrpcOptions
 from penstock.runtime.listeners.http import HttpListener
-from penstock.runtime.listening import api_keys, grpc_protocols, http_options, http_protocols, limits, server_tls
+from penstock.runtime.listening import (
+    allow_open_files,
+    api_keys,
+    grpc_protocols,
+    http_options,
+    http_protocols,
+    limits,
+    server_tls,
+)
 from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.repository import ModelRepository
@@ -36,6 +44,9 @@ from penstock.telemetry import logs
 from penstock.telemetry.metrics import ListenerFigures, Metrics
 
 log = logging.getLogger("penstock.server")
+
+Models = Sequence[ModelOptions] | Callable[[], Sequence[ModelOptions]]
+"""The models to serve, or what tells them anew at each look at the folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,7 @@ class ServerStatus:
 
 async def run(
     server: ServerOptions,
-    models: Sequence[ModelOptions],
+    models: Models,
     *,
     on_ready: Callable[[ServerStatus], None] | None = None,
     stop: asyncio.Event | None = None,
@@ -70,7 +81,7 @@ async def run(
 
 async def _serve(
     server: ServerOptions,
-    models: Sequence[ModelOptions],
+    models: Models,
     on_ready: Callable[[ServerStatus], None] | None,
     stop: asyncio.Event,
 ) -> None:
@@ -84,13 +95,12 @@ async def _serve(
 
 
 @contextlib.asynccontextmanager
-async def serving(
-    server: ServerOptions, models: Sequence[ModelOptions], stop: asyncio.Event
-) -> AsyncIterator[ServerStatus | None]:
+async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) -> AsyncIterator[ServerStatus | None]:
     """A server that answers while the context lasts, and that has drained when it ends. None: told to stop before it
     was ready. Raises: see `run`."""
     keys = api_keys(server)
     tls = server_tls(server)
+    allow_open_files()
     log_handle = logs.configure(server.log_format, server.log_level)
     metrics = Metrics(_build())
     manager = Manager(metrics, available_cores())
@@ -132,6 +142,7 @@ async def _drain(
 ) -> None:
     engine.stopping = True
     fronts.publish()
+    http.wind_down()
     await asyncio.sleep(server.lame_duck_s)
     http.stop_accepting()
     work: list[Coroutine[Any, Any, Any]] = [http.drain(server.grace_s), fronts.drain(server.grace_s)]

@@ -301,7 +301,7 @@ class _Loading:
 
 
 async def _run_once(worker: WorkerProcess, batch: Batch) -> BatchResult:
-    """Runs one batch on a worker and waits for it; of a stream, for its first answer. Raises what the worker reports."""
+    """The result of one batch on a worker; of a stream, its first answer. Raises what the worker reports."""
     if worker.signature.streaming:
         began = time.monotonic()
         answers = worker.stream(batch.parts[0], batch.parameters or {})

@@ -15,7 +15,7 @@ from penstock.core.errors import PenstockError
 from penstock.runtime.fronts import wire
 from penstock.runtime.fronts.remote import RemoteEngine
 from penstock.runtime.listeners.http import HttpListener
-from penstock.runtime.listening import http_options, http_protocols, server_tls
+from penstock.runtime.listening import allow_open_files, http_options, http_protocols, server_tls
 from penstock.runtime.options import ServerOptions
 from penstock.telemetry import logs
 
@@ -30,9 +30,11 @@ async def front(sock: socket.socket) -> int:
     drain: asyncio.Future[float] = loop.create_future()
     _, engine = await loop.create_unix_connection(lambda: RemoteEngine(setup.set_result, drain.set_result), sock=sock)
     wished = await setup
+    allow_open_files()
     options = msgspec.convert(wished.options, ServerOptions)
     logs.configure(options.log_format, options.log_level)
     listener = HttpListener(engine, http_protocols(), http_options(options, wished.api_keys))
+    engine.on_stopping = listener.wind_down
     try:
         await listener.start(wished.host, wished.port, reuse_port=True, ssl=server_tls(options))
     except (OSError, PenstockError) as error:

@@ -31,6 +31,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
 
     def __init__(self, on_setup: Callable[[wire.Setup], None], on_drain: Callable[[float], None]) -> None:
         super().__init__(wire.ToFront)
+        self.on_stopping: Callable[[], None] = _nothing  # may be called several times
         self._on_setup = on_setup
         self._on_drain = on_drain
         self._loop = asyncio.get_running_loop()
@@ -68,6 +69,8 @@ class RemoteEngine(wire.Link[wire.ToFront]):
                 queue.put_nowait(None)
         elif isinstance(message, wire.Table):
             self._table = message
+            if message.stopping:
+                self.on_stopping()
         elif isinstance(message, wire.Setup):
             self._on_setup(message)
         else:
@@ -231,3 +234,7 @@ def _infer(id: int, request: Request, payload: frame.Payload, *, stream: bool) -
         id, request.model, request.version, request.id, wire.plain(request.parameters), request.outputs,
         request.deadline, request.priority, request.timings.received, payload.heads, stream,
     )  # fmt: skip
+
+
+def _nothing() -> None:
+    return

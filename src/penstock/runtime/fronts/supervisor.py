@@ -92,6 +92,8 @@ class Fronts:
                 raise Internal("an extra front process did not start; its standard error says why")
             self.gates.add(gate)
             gate.send(self._engine.table())
+            if self._draining is not None:  # it was starting when the others were told
+                gate.send(wire.Drain(self._draining))
             if not started.done():
                 started.set_result(None)
             await gate.closed
