@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ def main(
     reference: Annotated[str, typer.Option(help="The variant that others are compared with.")] = "penstock",
 ) -> None:
     """Measures every installed server in turn and prints the comparison."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # leave no server behind
     console = Console(width=None if sys.stdout.isatty() else 170)
     peers = all_peers()
     if install:
@@ -111,8 +113,11 @@ def choose(
         if not versions[name]:
             console.print(f"[yellow]{name} is not installed[/yellow]: python bench/run.py --install {name}")
             continue
-        variants = [each for each in peer.variants if not only or name in only or each in only]
-        if quick and not set(only) & peer.variants.keys() and name != "penstock":
+        variants = list(peer.variants)
+        named = [each for each in variants if each in only]
+        if named and (name not in only or len(named) > 1):  # a peer's own name alone means all its variants
+            variants = named
+        elif quick:
             variants = variants[:1]
         contenders += [
             Contender(peer, each, python) for each in variants if each not in without and name not in without

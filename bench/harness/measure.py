@@ -62,18 +62,21 @@ def measure(
     plan: Plan, contenders: Sequence[Contender], workloads: Mapping[str, Workload], say: Say, drop: bool
 ) -> dict[str, Record]:
     """Every contender's record. With `drop`, a variant that lost every point of the first round by a tenth to another
-    variant of its peer is not measured again."""
+    variant of its peer is not measured again. An interrupt ends it early, with what there is."""
     records = {each.variant: Record() for each in contenders} | {IN_PROCESS: Record()}
     left = list(contenders)
-    for turn in range(plan.rounds):
-        for workload in workloads.values():
-            points = [point for point in plan.points if point.workload == workload.name]
-            measure_in_process(plan, workload, records[IN_PROCESS], say)
-            for contender in left if points else ():
-                say(f"round {turn + 1}/{plan.rounds}  {workload.name}  {contender.variant}")
-                visit(contender, workload, points, plan, records[contender.variant])
-        if turn == 0 and drop:
-            left = [each for each in left if not beaten(each, left, records)]
+    try:
+        for turn in range(plan.rounds):
+            for workload in workloads.values():
+                points = [point for point in plan.points if point.workload == workload.name]
+                measure_in_process(plan, workload, records[IN_PROCESS], say)
+                for contender in left:
+                    say(f"round {turn + 1}/{plan.rounds}  {workload.name}  {contender.variant}")
+                    visit(contender, workload, points, plan, records[contender.variant])
+            if turn == 0 and drop:
+                left = [each for each in left if not beaten(each, left, records)]
+    except KeyboardInterrupt:
+        say("interrupted: what follows is what was measured until now")
     return records
 
 

@@ -21,6 +21,7 @@ from harness.wire import Call
 from harness.workload import Workload
 
 MARK = "SERVER_BENCH_RUN"  # in the environment of all that a server starts, so that daemons are found as well
+Family = dict[int, int]  # process id → when it began, in ticks since boot
 START_TIMEOUT_S = 60.0
 
 
@@ -76,7 +77,7 @@ class Running:
         return self.place.grpc_port if call.grpc else self.place.http_port
 
     def weigh(self) -> Weight:
-        pids = marked(self.mark)
+        pids = family(self.mark)
         sizes = [memory(pid) for pid in pids]
         return Weight(sum(pss for pss, _ in sizes), sum(rss for _, rss in sizes), len(pids))
 
@@ -141,37 +142,68 @@ def wait_for_answer(server: Running, call: Call, began: float) -> None:
 
 
 def end(server: Running) -> None:
-    """Ends the server's process group, then whatever else carries its mark."""
+    """Ends the server's process group, then whatever else it started. Raises ServerFailed when something stays."""
+    known = family(server.mark)
+
+    def left() -> Family:
+        """Those known from the beginning that still live, and newcomers with the mark."""
+        alive = {pid: began for pid, began in known.items() if birth(pid) == began}
+        return alive | family(server.mark)
+
     for code, patience_s in ((signal.SIGTERM, 8.0), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.process.pid, code)
         if code is signal.SIGKILL:
-            for pid in marked(server.mark):
+            for pid in left():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, code)
         give_up = time.monotonic() + patience_s
         while time.monotonic() < give_up:
             server.process.poll()
-            left = marked(server.mark)
-            if not left:
+            if not left():
                 server.process.wait()
                 return
             if code is signal.SIGTERM and server.process.returncode is not None:
                 break  # the main process is gone: what remains does not end by itself
             time.sleep(0.05)
-    raise ServerFailed(f"processes {marked(server.mark)} could not be ended")
+    raise ServerFailed(f"processes {sorted(left())} could not be ended")
 
 
-def marked(mark: str) -> list[int]:
-    """Process ids that carry the mark in their environment; zombies do not count."""
+def family(mark: str) -> Family:
+    """Processes that carry the mark in their environment, and their descendants: a process that writes its title over
+    its environment has lost the mark."""
     wanted = f"{MARK}={mark}".encode()
-    found = []
+    found: Family = {}
+    children: dict[int, list[tuple[int, int]]] = {}
     for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if wanted in Path(entry.path, "environ").read_bytes():
-                    found.append(int(entry.name))
+        if not entry.name.isdigit():
+            continue
+        pid = int(entry.name)
+        with contextlib.suppress(OSError):
+            fields = Path(entry.path, "stat").read_bytes().rpartition(b") ")[2].split()
+            if fields[0] in b"ZX":
+                continue
+            began = int(fields[19])
+            children.setdefault(int(fields[1]), []).append((pid, began))
+            if wanted in Path(entry.path, "environ").read_bytes():
+                found[pid] = began
+    waiting = list(found)
+    while waiting:
+        for pid, began in children.get(waiting.pop(), []):
+            if pid not in found:
+                found[pid] = began
+                waiting.append(pid)
     return found
+
+
+def birth(pid: int) -> int | None:
+    """When a living process began, in ticks since boot: with its id, this tells it from a later one. None when it has
+    ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in b"ZX" else int(fields[19])
 
 
 def memory(pid: int) -> tuple[int, int]:

@@ -38,8 +38,8 @@ class TorchServe:
     packages = ("torchserve", "torch", "onnxruntime", "psutil", "packaging", "pyyaml", "requests", "orjson")
     distribution = "torchserve"
     variants: ClassVar[dict[str, str]] = {
-        "torchserve": "2 workers, batchSize 1",
-        "torchserve-batch": "2 workers, batchSize 32, maxBatchDelay 1 ms",
+        "torchserve": "2 workers, batchSize 32, maxBatchDelay 1 ms",
+        "torchserve-nobatch": "2 workers, batchSize 1",
     }
 
     def calls(self, variant: str, workload: str) -> Mapping[str, Call]:
@@ -48,7 +48,7 @@ class TorchServe:
         return {"binary": raw_call("/predictions/model")}
 
     def start(self, variant: str, place: Place) -> Start:
-        batch = 1 if variant == "torchserve" else 4 if place.workload.name == "conv" else 32
+        batch = 1 if variant == "torchserve-nobatch" else 4 if place.workload.name == "conv" else 32
         store = place.folder / "store"
         store.mkdir()
         with zipfile.ZipFile(store / "model.mar", "w") as archive:
