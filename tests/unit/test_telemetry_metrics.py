@@ -38,7 +38,7 @@ def timings(total: float = 0.004, queue: float = 0.001, infer: float = 0.002) ->
 
 
 def parsed(metrics: Metrics) -> dict[str, Metric]:
-    families = text_string_to_metric_families(metrics.render().decode())
+    families = text_string_to_metric_families(exposition.text(metrics.snapshot()).decode())
     return {family.name + SUFFIX.get(family.type, ""): family for family in families}
 
 

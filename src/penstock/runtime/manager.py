@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from penstock.core.door import VersionStatus
 from penstock.core.errors import NotFound, NotReady, PenstockError
 from penstock.runtime import lifecycle
+from penstock.runtime.loading import load
 from penstock.runtime.sources import WishedModel, WishedVersion
-from penstock.runtime.version import LoadedVersion, load
+from penstock.runtime.version import LoadedVersion
 from penstock.telemetry.metrics import Metrics
 
 log = logging.getLogger("penstock.manager")

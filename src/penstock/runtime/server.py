@@ -105,7 +105,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
     metrics = Metrics(_build())
     manager = Manager(metrics, available_cores())
     repository = ModelRepository([LocalSource(models, settle=server.model_control == "poll")], manager, server)
-    engine = Engine(manager, repository, Tracing(), metrics.render, lambda update: log_handle.update(update or {}))
+    engine = Engine(manager, repository, Tracing(), metrics, lambda update: log_handle.update(update or {}))
     http = HttpListener(engine, http_protocols(), http_options(server, keys))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(manager.close, server.grace_s)

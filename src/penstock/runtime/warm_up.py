@@ -16,7 +16,7 @@ from penstock.runtime.workers import Batch, BatchResult
 
 # Lengths tried for axes of any length, until the model answers: many image models refuse 1, many text models 224.
 _LENGTHS = (1, 16, 32, 64, 224)
-_RUNS = 5
+RUNS = 5  # of each size that is timed
 _MANY = 8  # rows of the larger batch that is timed
 
 
@@ -99,7 +99,7 @@ async def _first_answer(specs: Sequence[TensorSpec], run: Run, batchable: bool) 
 
 
 async def _best(run: Run, values: Tensors, rows: int, joined: bool) -> float:
-    return min([(await run(Batch([values], rows, joined))).compute_infer_s for _ in range(_RUNS)])
+    return min([(await run(Batch([values], rows, joined))).compute_infer_s for _ in range(RUNS)])
 
 
 async def _rows_independent(specs: Sequence[TensorSpec], length: int, run: Run) -> bool:

@@ -220,12 +220,6 @@ class Metrics:
             build=dict(self._build),
         )
 
-    def render(self) -> bytes:
-        """Everything as Prometheus text. With hundreds of models, take a `snapshot` here and write it in a thread."""
-        from penstock.telemetry import exposition  # the formatter is loaded by the first scrape, not by every start
-
-        return exposition.text(self.snapshot())
-
 
 _RELEASE_PLACE = {release: place for place, release in enumerate(RELEASES)}
 

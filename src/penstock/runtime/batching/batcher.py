@@ -317,6 +317,9 @@ class Batcher:
                 continue
             request = entry.request
             timings = request.timings
+            if request.deadline < now:
+                self._fail_computing(entry, now)
+                continue
             timings.finished = now
             timings.compute_input_s = result.compute_input_s
             timings.compute_infer_s = result.compute_infer_s
@@ -356,6 +359,11 @@ class Batcher:
         for entry in expired:
             self._fail(entry, DeadlineExceeded("the deadline passed while the request waited for a worker"))
 
+    def _fail_computing(self, entry: Waiting, now: float) -> None:
+        """Answers a request whose batch still runs, or came too late; it stays accounted for until the batch ends."""
+        entry.future.set_exception(DeadlineExceeded("the deadline passed while the model was computing"))
+        self._recorder.record_failure(DeadlineExceeded.reason, now - entry.request.timings.received)
+
     def _settle(self, count: int) -> None:
         self.in_flight -= count
         if self.in_flight == 0 and self.on_idle is not None:
@@ -390,8 +398,7 @@ class Batcher:
         for running in self._running:
             for entry in running.entries:
                 if entry.request.deadline <= now and not entry.future.done():
-                    entry.future.set_exception(DeadlineExceeded("the deadline passed while the model was computing"))
-                    self._recorder.record_failure(DeadlineExceeded.reason, now - entry.request.timings.received)
+                    self._fail_computing(entry, now)
         if self._lanes.dropped:
             self._settle_dropped()
         if self._lanes.size or self._running:

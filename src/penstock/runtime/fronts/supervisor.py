@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import socket
+import subprocess
 import sys
 
 from penstock.core.errors import Internal
@@ -77,10 +77,7 @@ class Fronts:
     async def _run_one(self, started: asyncio.Future[None]) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "penstock.runtime.fronts.main", str(theirs.fileno()),
-                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
+            process = _launch(theirs)
         _, gate = await asyncio.get_running_loop().create_unix_connection(lambda: Gate(self._engine), sock=ours)
         try:
             gate.send(self._setup)
@@ -100,8 +97,22 @@ class Fronts:
         finally:
             self.gates.discard(gate)
             gate.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), (self._draining or 0.0) + 1.0)
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await asyncio.to_thread(_end, process, (self._draining or 0.0) + 1.0)
+
+
+def _launch(sock: socket.socket) -> subprocess.Popen[bytes]:
+    # Not by asyncio: its fork would run grpc's handlers for forks, which may block. This one is a vfork and exec.
+    return subprocess.Popen(
+        [sys.executable, "-m", "penstock.runtime.fronts.main", str(sock.fileno())],
+        pass_fds=[sock.fileno()],
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Returns when the process is gone: by itself within `grace_s`, else killed."""
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -9,7 +9,6 @@ call in flight would keep refusals, cancellations and the queue's view of the lo
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +61,6 @@ class GrpcListener:
         Raises:
             InvalidInput: the address cannot be bound, a TLS file cannot be used, or an option has no meaning.
         """
-        # Workers and fronts are started by exec; grpc's handlers for forks would only log that they do not run.
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         import grpc
 
         from penstock.runtime.listeners.grpc_calls import Methods

@@ -1,0 +1,329 @@
+"""How a version comes to be ready: loaded in a worker, warmed, measured, and put where it runs best.
+
+Every load happens first in a worker process, so that a file which crashes its framework ends a worker, not the server.
+Small, fast, library-only models are then loaded a second time into the front, and the worker ends. They are watched:
+one that turns out slow under real requests goes back to worker processes, while it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from penstock import plugins
+from penstock.core.declare import Batch as DeclaredBatch
+from penstock.core.errors import InvalidInput, LoadError, PenstockError
+from penstock.core.resources import Device, deal, parse_device, workers_that_fit
+from penstock.core.servable import Adapter, LoadContext
+from penstock.core.tensor import parse_spec
+from penstock.runtime import warm_up
+from penstock.runtime.artifact import artifact_sha256
+from penstock.runtime.batching.batcher import Batcher
+from penstock.runtime.batching.policy import BatchLimits
+from penstock.runtime.checking import RequestCheck
+from penstock.runtime.options import ModelOptions
+from penstock.runtime.sources import WishedModel, WishedVersion
+from penstock.runtime.version import LoadedVersion
+from penstock.runtime.warm_up import Findings
+from penstock.runtime.workers import Batch, BatchResult
+from penstock.runtime.workers.frame import LoadSpec
+from penstock.runtime.workers.inline import InlineExecutor
+from penstock.runtime.workers.pool import Pool
+from penstock.runtime.workers.process import WorkerProcess
+from penstock.runtime.workers.threads import thread_plan
+from penstock.telemetry.metrics import Metrics
+
+log = logging.getLogger("penstock.loading")
+
+ADAPTERS = "penstock.runtime.adapters"
+
+# Adapters whose authors say themselves what axis 0 is, and whose memory and state only they know.
+OWN_WORD = ("python", "echo")
+
+# A batch in the front's loop delays every other request by its length, so only short ones may run there: the figure is
+# from design.md, where a hop to a worker and back costs about as much.
+INLINE_BATCH_S = 150e-6
+# With real requests and full batches; twice the admission, so that a model near it does not go to and fro.
+INLINE_LONGEST_S = 2 * INLINE_BATCH_S
+_WATCH_S = 1.0
+# Models above this size stay in processes of their own, so that ending one gives all its memory back.
+INLINE_SIZE_BYTES = 64 << 20
+
+
+async def load(
+    wished: WishedModel, version: WishedVersion, metrics: Metrics, cores: int, on_change: Callable[[], None]
+) -> LoadedVersion:
+    """A version that has answered a real warm-up through its real path. `on_change` is called when its workers change.
+
+    Raises:
+        LoadError, InvalidInput: it could not be loaded, warmed or checked; nothing of it is left running.
+    """
+    loaded = LoadedVersion(wished, version, metrics.model(wished.options.name, str(version.number)))
+    try:
+        await asyncio.wait_for(_Loading(loaded, cores, on_change).run(), wished.options.load_timeout_s)
+    except TimeoutError:
+        await loaded.free(0.0)
+        raise LoadError(
+            f"model '{loaded.name}' version {loaded.number} was not ready after load_timeout_s = "
+            f"{wished.options.load_timeout_s:g} s"
+        ) from None
+    except BaseException:
+        await loaded.free(0.0)
+        raise
+    return loaded
+
+
+class _Loading:
+    """The steps of one load."""
+
+    def __init__(self, loaded: LoadedVersion, cores: int, on_change: Callable[[], None]) -> None:
+        self._loaded = loaded
+        self._options = loaded.options
+        self._on_change = on_change
+        self._devices = [parse_device(text) for text in self._options.devices]
+        self._adapter = cast(Adapter, plugins.load(ADAPTERS, loaded.adapter))
+        if self._options.executor == "inline" and not self._adapter.inline_safe:
+            raise InvalidInput(
+                f"model '{loaded.name}': executor = \"inline\" is for library models; adapter '{loaded.adapter}' runs "
+                "user code or holds the interpreter, so it runs in worker processes"
+            )
+        self._size = _worker_count(self._options, self._devices, self._adapter, cores)
+        self._threads, self._borrowed = thread_plan(
+            cores, self._size, self._options.threads, self._options.borrow_threads
+        )
+
+    async def run(self) -> None:
+        loaded, options = self._loaded, self._options
+        began = time.monotonic()
+        may_inline = self._may_inline()
+        hashing = asyncio.create_task(asyncio.to_thread(artifact_sha256, loaded.path))
+        # The imports of an inline model overlap with the worker's start.
+        importing = asyncio.create_task(asyncio.to_thread(self._preload if may_inline else _nothing))
+        try:
+            loaded.pool = self._make_pool()
+            worker = await loaded.pool.start()
+            loaded.signature = worker.signature
+            if options.warm_up:
+                loaded.findings = await self._warm(worker)
+            loaded.sha256 = await hashing
+        finally:
+            await asyncio.gather(hashing, importing, return_exceptions=True)
+        self._make_batcher()
+        if may_inline and self._belongs_inline():
+            await self._go_inline()
+        else:
+            self._use_pool(loaded.pool)
+        loaded.loaded_s = time.monotonic() - began
+
+    # --- worker processes ---
+
+    def _make_pool(self) -> Pool:
+        return Pool(
+            self._spec,
+            self._size,
+            load_timeout_s=self._options.load_timeout_s,
+            hang_s=self._options.hang_s,
+            on_change=self._workers_changed,
+        )
+
+    def _use_pool(self, pool: Pool) -> None:
+        pool.check = self._warm_again
+        pool.on_free = self._loaded.batcher.wake
+        self._workers_changed()
+        pool.grow()
+
+    def _workers_changed(self) -> None:
+        if self._loaded.inline is None and hasattr(self._loaded, "batcher"):
+            self._loaded.use_current_executors()
+        self._on_change()
+
+    def _spec(self, worker: int) -> LoadSpec:
+        return LoadSpec(adapter=self._loaded.adapter, path=str(self._loaded.path), context=self._context(worker))
+
+    def _context(self, worker: int) -> LoadContext:
+        device: Device = deal(self._devices, worker)
+        options = self._options
+        return LoadContext(
+            name=self._loaded.name,
+            version=self._loaded.number,
+            device=device.name,
+            device_fraction=device.fraction,
+            threads=self._threads,
+            borrowed_threads=self._borrowed,
+            trusted=options.trust,
+            options=options.options,
+            inputs=tuple(parse_spec(name, text) for name, text in options.inputs.items()),
+            outputs=tuple(parse_spec(name, text) for name, text in options.outputs.items()),
+        )
+
+    async def _warm(self, worker: WorkerProcess) -> Findings:
+        findings = await warm_up.warm_up(
+            worker.signature,
+            lambda batch: _run_once(worker, batch),
+            check_rows=self._loaded.adapter not in OWN_WORD,
+            max_rows=self._options.max_batch_size,
+        )
+        if not findings.rows_independent:
+            log.warning(
+                "batching_off",
+                extra={
+                    "model": self._loaded.name,
+                    "reason": "joined rows gave other answers than single ones: axis 0 is no batch, or it is random",
+                },
+            )
+        return findings
+
+    async def _warm_again(self, worker: WorkerProcess) -> None:
+        if self._loaded.findings.answered:
+            await warm_up.warm_up(
+                worker.signature, lambda batch: _run_once(worker, batch), check_rows=False, max_rows=1
+            )
+
+    def _make_batcher(self) -> None:
+        loaded, options = self._loaded, self._options
+        findings = loaded.findings
+        joinable = loaded.signature.batchable and options.batch and findings.rows_independent
+        limits = batch_limits(options, loaded.signature.batch)
+        if not (joinable and findings.worth_joining):
+            limits = BatchLimits(1)
+        loaded.check = RequestCheck(loaded.signature)
+        loaded.batcher = Batcher(
+            loaded.name,
+            str(loaded.number),
+            limits,
+            joinable=joinable,
+            max_queue=options.max_queue,
+            recorder=loaded.metrics,
+        )
+
+    # --- inline ---
+
+    def _may_inline(self) -> bool:
+        return (
+            self._options.executor != "process"
+            and self._adapter.inline_safe
+            and all(device.name == "cpu" for device in self._devices)
+            and (self._options.executor == "inline" or _size_bytes(self._loaded.path) <= INLINE_SIZE_BYTES)
+        )
+
+    def _preload(self) -> None:
+        for module in self._adapter.preload:
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                return  # the worker's own error says it better
+
+    def _belongs_inline(self) -> bool:
+        signature, findings = self._loaded.signature, self._loaded.findings
+        if not signature.inline_safe:
+            return False
+        if self._options.executor == "inline":
+            return True
+        slowest_s = findings.many_rows_s or findings.one_row_s
+        return self._options.workers is None and slowest_s is not None and slowest_s <= INLINE_BATCH_S
+
+    async def _go_inline(self) -> None:
+        loaded = self._loaded
+        # One thread: the loop waits for it, and a second one would only add a wake-up to a few microseconds of work.
+        context = dataclasses.replace(self._context(0), threads=1, borrowed_threads=0)
+        inline = loaded.inline = await InlineExecutor.load(self._adapter, loaded.path, context)
+
+        async def run(batch: Batch) -> BatchResult:
+            result = inline.run_now(batch)
+            if isinstance(result, PenstockError):
+                raise result
+            return result
+
+        if self._options.warm_up:
+            await warm_up.warm_up(inline.signature, run, check_rows=False, max_rows=1)
+        assert loaded.pool is not None
+        pool, loaded.pool = loaded.pool, None
+        await pool.close(1.0)
+        loaded.use_current_executors()
+        if self._options.executor == "auto":
+            loaded.watch = asyncio.create_task(self._leave_inline_when_slow(inline))
+
+    async def _leave_inline_when_slow(self, inline: InlineExecutor) -> None:
+        """Ends when the model has moved to worker processes; until then it looks once a second."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if inline.batches > warm_up.RUNS and inline.compute_s > INLINE_LONGEST_S:
+                break
+        loaded = self._loaded
+        log.info("leaving_inline", extra={"model": loaded.name, "batch_s": round(inline.compute_s, 6)})
+        pool = self._make_pool()
+        try:
+            await self._warm_again(await pool.start())
+        except PenstockError as error:
+            log.error("leaving_inline_failed", extra={"model": loaded.name, "error": str(error)})
+            await pool.close(0.0)
+            return
+        except BaseException:
+            await pool.close(0.0)
+            raise
+        loaded.pool, loaded.inline = pool, None
+        self._use_pool(pool)
+        await inline.close(0.0)
+
+
+async def _run_once(worker: WorkerProcess, batch: Batch) -> BatchResult:
+    """The result of one batch on a worker; of a stream, its first answer. Raises what the worker reports."""
+    if worker.signature.streaming:
+        began = time.monotonic()
+        answers = worker.stream(batch.parts[0], batch.parameters or {})
+        try:
+            first = dict(await anext(answers, {}))
+        finally:
+            await answers.aclose()
+        return BatchResult(first, 0.0, time.monotonic() - began, 0.0)
+    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+
+    def done(result: BatchResult | PenstockError) -> None:
+        if future.done():
+            return
+        if isinstance(result, PenstockError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    worker.run(batch, done)
+    return await future
+
+
+def batch_limits(options: ModelOptions, declared: DeclaredBatch | None) -> BatchLimits:
+    """The limits of one batch: what the user set, else what the model's code declares, else the defaults."""
+    unset = ModelOptions()
+    if declared is None:
+        return BatchLimits(options.max_batch_size, options.batch_delay_s, options.batch_sizes)
+    return BatchLimits(
+        declared.max_size if options.max_batch_size == unset.max_batch_size else options.max_batch_size,
+        declared.delay_s if options.batch_delay_s == unset.batch_delay_s else options.batch_delay_s,
+        declared.sizes if options.batch_sizes == unset.batch_sizes else options.batch_sizes,
+    )
+
+
+def _worker_count(options: ModelOptions, devices: list[Device], adapter: Adapter, cores: int) -> int:
+    """Workers as told, else: as many as fill the named accelerators; one for user code, whose memory and state only its
+    author knows; two for library models where there are cores for them."""
+    if options.workers is not None:
+        return options.workers
+    on_devices = workers_that_fit(devices)
+    if on_devices is not None:
+        return on_devices
+    return 1 if adapter.name in OWN_WORD else min(2, cores)
+
+
+def _size_bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _nothing() -> None:
+    return

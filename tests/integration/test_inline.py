@@ -1,0 +1,74 @@
+"""Where a library model runs: inline when it is fast, in workers when it is not, and moved when it turns out slow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import penstock
+
+onnx = pytest.importorskip("onnx")
+
+Factory = Callable[..., Any]
+DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "model.onnx"
+
+
+def convolution(path: Path) -> None:
+    """A small convolution over images of any size: microseconds for one pixel, milliseconds for a real image."""
+    kernel = np.random.default_rng(0).standard_normal((16, 3, 7, 7)).astype("f4")
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Conv", ["x", "w"], ["c"], pads=[3, 3, 3, 3]),
+            onnx.helper.make_node("GlobalAveragePool", ["c"], ["y"]),
+        ],
+        "convolution",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 16, 1, 1])],
+        [onnx.numpy_helper.from_array(kernel, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, str(path))
+
+
+def executor(client: penstock.Client, model: str) -> str:
+    parameters: Any = client.config(model)["parameters"]
+    return str(parameters["executor"]["string_value"])
+
+
+def test_model_that_turns_out_slow_moves_to_workers_and_loses_no_request(server: Factory, tmp_path: Path) -> None:
+    convolution(tmp_path / "conv.onnx")
+    running = server({"conv": str(tmp_path / "conv.onnx")})
+    with penstock.Client(running.http, retries=0) as client:
+        assert executor(client, "conv") == "inline"
+        image = np.random.default_rng(1).random((1, 3, 224, 224), dtype="f4")
+        first = client.infer("conv", {"x": image})["y"]
+        end = time.monotonic() + 20
+        while executor(client, "conv") == "inline":
+            np.testing.assert_allclose(client.infer("conv", {"x": image})["y"], first, rtol=1e-4, atol=1e-5)
+            assert time.monotonic() < end
+        np.testing.assert_allclose(client.infer("conv", {"x": image})["y"], first, rtol=1e-4, atol=1e-5)
+
+
+def test_executor_is_as_told(server: Factory) -> None:
+    running = server(
+        {
+            "auto": str(DIGITS),
+            "inline": {"path": str(DIGITS), "executor": "inline"},
+            "process": {"path": str(DIGITS), "executor": "process"},
+            "workers": {"path": str(DIGITS), "workers": 2},
+        }
+    )
+    image = np.linspace(0, 16, 64, dtype="f4").reshape(1, 64)
+    with penstock.Client(running.http) as client:
+        found = {name: executor(client, name) for name in ("auto", "inline", "process", "workers")}
+        assert found == {"auto": "inline", "inline": "inline", "process": "process", "workers": "process"}
+        answers = [client.infer(name, {"image": image}) for name in found]
+    for name in answers[0]:
+        for other in answers[1:]:
+            np.testing.assert_array_equal(other[name], answers[0][name])
