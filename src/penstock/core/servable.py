@@ -38,7 +38,7 @@ class LoadContext:
     device: str = "cpu"  # "cpu" or "cuda:N"
     device_fraction: float = 1.0  # share of the device's memory this worker may plan with
     threads: int = 1  # compute threads at this worker's own priority
-    borrowed_threads: int = 0  # more threads, which must only take processor time nobody else wants (nice 19)
+    borrowed_threads: int = 0  # more threads, for batches that run while every other worker is idle (`Borrower`)
     trusted: bool = False  # the user named this artifact with --trust: pickled files may be opened
     options: Mapping[str, Parameter] = field(default_factory=dict)  # the adapter's own, from [models.NAME.options]
     inputs: tuple[TensorSpec, ...] = ()  # declared by the user; overrides what the file says, or fills what it cannot
@@ -74,6 +74,15 @@ class StreamingServable(Protocol):
     def answer(
         self, inputs: Tensors, parameters: Mapping[str, Parameter]
     ) -> Iterator[Tensors] | AsyncIterator[Tensors]: ...
+
+
+@runtime_checkable
+class Borrower(Protocol):
+    """A Servable that can change its number of compute threads between two calls of `predict`."""
+
+    def borrow(self, on: bool) -> None:
+        """From the next call on: compute with `threads + borrowed_threads` threads, or with `threads` again."""
+        ...
 
 
 class Adapter(Protocol):

@@ -24,7 +24,7 @@ from penstock.core.servable import Adapter, LoadContext
 from penstock.core.tensor import parse_spec
 from penstock.runtime import warm_up
 from penstock.runtime.artifact import artifact_sha256
-from penstock.runtime.batching.batcher import Batcher
+from penstock.runtime.batching.batcher import Batcher, Occupancy
 from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.checking import RequestCheck
 from penstock.runtime.options import ModelOptions
@@ -57,7 +57,12 @@ INLINE_SIZE_BYTES = 64 << 20
 
 
 async def load(
-    wished: WishedModel, version: WishedVersion, metrics: Metrics, cores: int, on_change: Callable[[], None]
+    wished: WishedModel,
+    version: WishedVersion,
+    metrics: Metrics,
+    cores: int,
+    occupancy: Occupancy,
+    on_change: Callable[[], None],
 ) -> LoadedVersion:
     """A version that has answered a real warm-up through its real path. `on_change` is called when its workers change.
 
@@ -66,7 +71,7 @@ async def load(
     """
     loaded = LoadedVersion(wished, version, metrics.model(wished.options.name, str(version.number)))
     try:
-        await asyncio.wait_for(_Loading(loaded, cores, on_change).run(), wished.options.load_timeout_s)
+        await asyncio.wait_for(_Loading(loaded, cores, occupancy, on_change).run(), wished.options.load_timeout_s)
     except TimeoutError:
         await loaded.free(0.0)
         raise LoadError(
@@ -82,8 +87,9 @@ async def load(
 class _Loading:
     """The steps of one load."""
 
-    def __init__(self, loaded: LoadedVersion, cores: int, on_change: Callable[[], None]) -> None:
+    def __init__(self, loaded: LoadedVersion, cores: int, occupancy: Occupancy, on_change: Callable[[], None]) -> None:
         self._loaded = loaded
+        self._occupancy = occupancy
         self._options = loaded.options
         self._on_change = on_change
         self._devices = [parse_device(text) for text in self._options.devices]
@@ -200,6 +206,7 @@ class _Loading:
             joinable=joinable,
             max_queue=options.max_queue,
             recorder=loaded.metrics,
+            occupancy=self._occupancy,
         )
 
     # --- inline ---

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from penstock.core.door import VersionStatus
 from penstock.core.errors import NotFound, NotReady, PenstockError
 from penstock.runtime import lifecycle
+from penstock.runtime.batching.batcher import Occupancy
 from penstock.runtime.loading import load
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import LoadedVersion
@@ -50,6 +51,7 @@ class Manager:
         self.started = False  # whether the first load is over; until then nothing is "not found"
         self._metrics = metrics
         self._cores = cores
+        self._occupancy = Occupancy()
         self.on_change: Callable[[], None] = _nothing
         self._models: dict[str, _Model] = {}
         self._table: dict[tuple[str, str], LoadedVersion] = {}
@@ -228,7 +230,9 @@ class Manager:
         previous = entry.versions[version.number].loaded
         try:
             async with self._load_slots:
-                loaded = await load(entry.wished, version, self._metrics, self._cores, lambda: self.on_change())
+                loaded = await load(
+                    entry.wished, version, self._metrics, self._cores, self._occupancy, lambda: self.on_change()
+                )
         except Exception as error:
             message = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
             log.error(

@@ -75,7 +75,7 @@ class ModelOptions:
     threads: int | None = option(
         None, "Compute threads per worker; unset shares the cores among the workers.", minimum=1, maximum=1024
     )
-    borrow_threads: bool = option(True, "Let a worker's extra threads use processor time nobody else wants.")
+    borrow_threads: bool = option(True, "Let a batch use every core while no other worker computes.")
     devices: tuple[str, ...] = option(("cpu",), "Devices, dealt to the workers in turn: `cpu`, `cuda:0`, `cuda:0*0.5`.")
     batch: bool = option(True, "Join requests along axis 0 when the model allows.")
     max_batch_size: int = option(64, "Most rows in one batch.", unit="rows", minimum=1)

@@ -1,15 +1,16 @@
 """ONNX models through ONNX Runtime.
 
-Borrowed threads. A session with `threads + borrowed_threads` compute threads lets a lone request use cores that the
-other workers leave idle; its extra threads run at nice 19, so they give way as soon as anybody wants the core. Measured
-on two cores with two workers: 198 + 190 requests/s against 193 + 194 without borrowing, while a lone request falls
-from 4.73 to 2.6 ms. Waiting threads must then not spin, or they take what they were meant to leave.
+Borrowed threads. ONNX Runtime fixes the number of threads of a session when it is made, so a model with borrowed
+threads has two: a narrow one of `threads`, and a wide one of `threads + borrowed_threads` for batches that run while
+every other worker is idle. It costs the weights twice, so large models have the narrow one only. (One session whose
+extra threads run at the lowest priority needs no second copy, but loses a third under two requests at a time: a core's
+owner waits for a part of its layer that a low thread has begun and another worker's thread has interrupted.)
 """
 
 from __future__ import annotations
 
+import glob
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,8 @@ OPTIONS = ("graph_optimization_level", "execution_mode", "providers", "spinning"
 LEVELS = {"disabled": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED",
           "all": "ORT_ENABLE_ALL"}  # fmt: skip
 MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
-_LOWEST_PRIORITY = 19  # nice values end here
+# Largest model file that is held twice for the sake of borrowed threads.
+_WIDE_BYTES = 256 << 20
 
 Convert = Callable[[Array], Any]
 
@@ -46,14 +48,27 @@ class Plan:
 class OnnxModel:
     """The servable. `predict` is one `session.run`; conversions happen only for types numpy lacks."""
 
-    def __init__(self, session: Any, plan: Plan, signature: Signature, refused: type[Exception]) -> None:
+    def __init__(
+        self, narrow: Any, wide: Any | None, plan: Plan, signature: Signature, refused: type[Exception]
+    ) -> None:
         self.signature = signature
-        self._run = session.run
         self._names = [spec.name for spec in plan.outputs]
         self._refused = refused
         self._plan = plan if plan.before or plan.after else None
+        self._narrow = self._runner(narrow, plan)
+        self._wide = self._narrow if wide is None else self._runner(wide, plan)
+        self._run = self._narrow
+
+    @staticmethod
+    def _runner(session: Any, plan: Plan) -> Callable[..., Any]:
         if any(spec.datatype == "BF16" for spec in (*plan.inputs, *plan.outputs)):
-            self._run = values.bf16_runner(session, plan.inputs)
+            return values.bf16_runner(session, plan.inputs)
+        run: Callable[..., Any] = session.run
+        return run
+
+    def borrow(self, on: bool) -> None:
+        """Computes with the borrowed threads too, or no longer."""
+        self._run = self._wide if on else self._narrow
 
     def predict(self, inputs: Tensors, parameters: Mapping[str, Parameter]) -> Tensors:
         """The outputs. Raises: InvalidInput when ONNX Runtime blames the input, else what it raises."""
@@ -73,8 +88,8 @@ class OnnxModel:
         return outputs
 
     def close(self) -> None:
-        """Lets go of the session and its threads."""
-        del self._run
+        """Lets go of the sessions and their threads."""
+        del self._run, self._narrow, self._wide
 
 
 class OnnxAdapter:
@@ -90,7 +105,7 @@ class OnnxAdapter:
     def load(self, path: Path, context: LoadContext) -> Servable:
         check_options(context.options, OPTIONS, self.name)
         ort = require("onnxruntime", "onnxruntime", "onnx")
-        session, borrowed = _open(ort, path, context)
+        session, wide = _open(ort, path, context)
         plan = _plan(session, context)
         meta = session.get_modelmeta()
         metadata = {
@@ -98,7 +113,7 @@ class OnnxAdapter:
             "producer": meta.producer_name,
             "graph": meta.graph_name,
             "providers": ",".join(session.get_providers()),
-            "borrowed_threads": str(borrowed),
+            "borrowed_threads": str(context.borrowed_threads if wide is not None else 0),
             **{f"model.{key}": text for key, text in sorted(meta.custom_metadata_map.items()) if len(text) <= 200},
         }
         if opsets := values.opsets(path):
@@ -112,22 +127,24 @@ class OnnxAdapter:
             metadata=metadata,
         )
         refused = ort.capi.onnxruntime_pybind11_state.InvalidArgument
-        return OnnxModel(session, plan, signature, refused)
+        return OnnxModel(session, wide, plan, signature, refused)
 
 
-def _open(ort: Any, path: Path, context: LoadContext) -> tuple[Any, int]:
-    """A session, and how many borrowed threads it has."""
+def _open(ort: Any, path: Path, context: LoadContext) -> tuple[Any, Any | None]:
+    """The session with the worker's own threads, and one with the borrowed ones too where that is worth its memory."""
     providers = _providers(ort, context)
-    borrowed = context.borrowed_threads
-    before = _tasks()
-    session = _session(ort, path, context, providers, context.threads + borrowed)
-    if borrowed and not _lower(sorted(_tasks() - before), context.threads - 1, borrowed):
-        # Some other thread was born meanwhile: no telling which are ours. Rather no loan than one that takes.
-        session, borrowed = _session(ort, path, context, providers, context.threads), 0
+    session = _session(ort, path, context, providers, context.threads)
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if wanted not in session.get_providers():
         raise LoadError(f"ONNX Runtime could not start {wanted} and offers {', '.join(session.get_providers())}")
-    return session, borrowed
+    if not context.borrowed_threads or wanted != "CPUExecutionProvider" or _model_bytes(path) > _WIDE_BYTES:
+        return session, None
+    return session, _session(ort, path, context, providers, context.threads + context.borrowed_threads)
+
+
+def _model_bytes(path: Path) -> int:
+    """The size of the model's file and of external data named after it, as exporters name it (`model.onnx.data`)."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{glob.escape(path.stem)}*") if file.is_file())
 
 
 def _session(ort: Any, path: Path, context: LoadContext, providers: Sequence[Any], threads: int) -> Any:
@@ -169,23 +186,6 @@ def _providers(ort: Any, context: LoadContext) -> Sequence[Any]:
         options["gpu_mem_limit"] = int(total * context.device_fraction)
         options["arena_extend_strategy"] = "kSameAsRequested"  # doubling would step over the limit
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
-
-
-def _tasks() -> set[int]:
-    """The ids of this process's threads; none where the system does not tell."""
-    try:
-        return {int(task) for task in os.listdir("/proc/self/task")}
-    except OSError:
-        return set()
-
-
-def _lower(born: Sequence[int], keep: int, borrowed: int) -> bool:
-    """Whether exactly `keep + borrowed` threads were born and all but the first `keep` now give way to everybody."""
-    if len(born) != keep + borrowed:
-        return False
-    for task in born[keep:]:
-        os.setpriority(os.PRIO_PROCESS, task, _LOWEST_PRIORITY)
-    return True
 
 
 def _plan(session: Any, context: LoadContext) -> Plan:

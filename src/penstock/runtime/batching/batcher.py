@@ -59,6 +59,15 @@ class Recorder(Protocol):
     def refused(self, reason: str) -> None: ...
 
 
+class Occupancy:
+    """How many worker processes compute at this moment, of all models together. Shared by all batchers."""
+
+    __slots__ = ("busy",)
+
+    def __init__(self) -> None:
+        self.busy = 0
+
+
 class _Running:
     """A batch that a process executor holds."""
 
@@ -79,8 +88,9 @@ class Batcher:
     """The queue of one loaded version and the executors behind it. All methods run on the loop's thread."""
 
     def __init__(
-        self, model: str, version: str, limits: BatchLimits, *, joinable: bool, max_queue: int, recorder: Recorder
-    ) -> None:
+        self, model: str, version: str, limits: BatchLimits, *, joinable: bool, max_queue: int, recorder: Recorder,
+        occupancy: Occupancy | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
         self.version = version
         self.limits = limits
@@ -90,6 +100,7 @@ class Batcher:
         self.on_idle: Callable[[], None] | None = None  # called whenever in_flight falls to 0
         self._executors: list[Executor | InlineExecutor] = []
         self._recorder = recorder
+        self._occupancy = occupancy or Occupancy()
         self._lanes = Lanes()
         self._loop = asyncio.get_running_loop()
         self._pumping = False
@@ -274,6 +285,9 @@ class Batcher:
         if isinstance(executor, InlineExecutor):
             self._finish(running, executor.run_now(batch))
         else:
+            occupancy = self._occupancy
+            batch.borrow = policy.may_borrow(occupancy.busy, self._lanes.size)
+            occupancy.busy += 1
             self._running.add(running)
             try:
                 executor.run(batch, partial(self._finish_later, running))
@@ -282,6 +296,7 @@ class Batcher:
 
     def _finish_later(self, running: _Running, result: BatchResult | PenstockError) -> None:
         self._running.discard(running)
+        self._occupancy.busy -= 1
         if self._lanes.size:
             self._pump()  # the worker is fed before the callers are told: it must not wait for their encoding
         self._finish(running, result)

@@ -63,3 +63,10 @@ def worth_joining(seconds_for_one: float, seconds_for_many: float, many: int) ->
     """Whether joining `many` single rows saves at least a tenth of the compute time. Where it does not (a convolution
     that fills its cores with one image), joined rows would only wait for each other."""
     return seconds_for_many < 0.9 * many * seconds_for_one
+
+
+def may_borrow(busy_workers: int, waiting: int) -> bool:
+    """Whether a batch that is dispatched now may compute with every core: no worker of any model computes, and nobody
+    waits who would take another worker. Under load each worker keeps to its own threads, so that none disturbs another;
+    a lone request gets the whole machine."""
+    return busy_workers == 0 and waiting == 0

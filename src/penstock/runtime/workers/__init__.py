@@ -34,6 +34,7 @@ class Batch:
     pad_rows: int = 0
     parameters: Mapping[str, Parameter] | None = None
     deadline: float = float("inf")  # the latest of its requests', monotonic seconds
+    borrow: bool = False  # nobody else computes: the threads that the worker may borrow are free
 
 
 @dataclass(slots=True)

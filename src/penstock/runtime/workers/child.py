@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, cast
 
 from penstock import plugins
 from penstock.core.errors import DeadlineExceeded, LoadError, PenstockError
-from penstock.core.servable import Adapter, Servable, StreamingServable, Tensors
+from penstock.core.servable import Adapter, Borrower, Servable, StreamingServable, Tensors
 from penstock.runtime.workers import answers, frame
 from penstock.runtime.workers.channel import Channel, Received
 
@@ -101,6 +101,8 @@ class Server:
     def __init__(self, channel: Channel, servable: Servable) -> None:
         self._channel = channel
         self._servable = servable
+        self._borrower = servable if isinstance(servable, Borrower) else None
+        self._borrowing = False
         self._waiting: deque[Received] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -131,6 +133,9 @@ class Server:
         entered = time.monotonic()
         if entered > run.deadline:
             raise DeadlineExceeded("the deadline passed on the way to the worker")
+        if self._borrower is not None and run.borrow is not self._borrowing:
+            self._borrower.borrow(run.borrow)
+            self._borrowing = run.borrow
         returned: object = self._servable.predict(inputs, run.parameters)
         if inspect.isawaitable(returned):
             returned = self._await(returned)

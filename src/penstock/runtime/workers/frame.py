@@ -73,6 +73,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag=2):
     rows: int  # what axis 0 of every output must be; -1 when there is no such rule
     deadline: float  # seconds of the machine's monotonic clock, which all its processes share
     stream: bool = False
+    borrow: bool = False  # compute with the borrowed threads too
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag=3):

@@ -121,7 +121,7 @@ class WorkerProcess:
         """Sends a batch; `done` is called later. There must be a free slot."""
         rows = batch.rows + batch.pad_rows if batch.joined else -1
         held = _Held(-1, time.monotonic(), batch.deadline, done, None)
-        error = self._submit(held, batch.parts, batch.pad_rows, batch.parameters, rows)
+        error = self._submit(held, batch.parts, batch.pad_rows, batch.parameters, rows, batch.borrow)
         if error is not None:
             self._loop.call_soon(done, error)
 
@@ -178,6 +178,7 @@ class WorkerProcess:
         pad_rows: int,
         parameters: Mapping[str, Parameter] | None,
         rows: int,
+        borrow: bool = False,
     ) -> PenstockError | None:
         self._ids += 1
         if self.state != "ready":
@@ -186,7 +187,13 @@ class WorkerProcess:
         try:
             payload = frame.pack(parts, pad_rows)
             message = frame.Run(
-                self._ids, payload.heads, frame.parameters_of(parameters), rows, held.deadline, held.inbox is not None
+                self._ids,
+                payload.heads,
+                frame.parameters_of(parameters),
+                rows,
+                held.deadline,
+                held.inbox is not None,
+                borrow,
             )
             self._link.send(message, slot, payload)
         except PenstockError as error:
