@@ -1,11 +1,11 @@
 """Trains small models of handwritten digits (scikit-learn's bundled data set) in a few seconds.
 
     python examples/digits/train.py                   # models/digits/1/model.onnx
-    python examples/digits/train.py --all             # and skops, XGBoost and LightGBM models beside it
+    python examples/digits/train.py --all             # and skops, XGBoost, LightGBM and CatBoost models beside it
     python examples/digits/train.py --out elsewhere
 
 The default is a neural network 64 → 64 → 32 → 10. The same script made `model.onnx` beside it.
-Needs: pip install scikit-learn skl2onnx (and, for --all, skops xgboost lightgbm).
+Needs: pip install scikit-learn skl2onnx (and, for --all, skops xgboost lightgbm catboost).
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def write_onnx(network: MLPClassifier, path: Path) -> None:
 
 
 def write_others(images: np.ndarray, digits: np.ndarray, folder: Path) -> None:
-    """Writes a logistic regression as `.skops`, and boosted trees as XGBoost's `.ubj` and LightGBM's `.txt`, each in a
-    folder of numbered versions."""
+    """Writes a logistic regression as `.skops`, and boosted trees as XGBoost's `.ubj`, LightGBM's `.txt` and CatBoost's
+    `.cbm`, each in a folder of numbered versions."""
+    import catboost
     import lightgbm
     import skops.io
     import xgboost
@@ -75,6 +76,7 @@ def write_others(images: np.ndarray, digits: np.ndarray, folder: Path) -> None:
         "digits-skops": "model.skops",
         "digits-xgboost": "model.ubj",
         "digits-lightgbm": "model.txt",
+        "digits-catboost": "model.cbm",
     }
     paths = {name: folder / name / "1" / file for name, file in targets.items()}
     for path in paths.values():
@@ -86,12 +88,16 @@ def write_others(images: np.ndarray, digits: np.ndarray, folder: Path) -> None:
     boosted.save_model(paths["digits-xgboost"])
     light = lightgbm.LGBMClassifier(n_estimators=30, num_leaves=15, n_jobs=1, verbose=-1, random_state=SEED)
     light.fit(images, digits).booster_.save_model(paths["digits-lightgbm"])
+    oblivious = catboost.CatBoostClassifier(
+        iterations=60, depth=4, thread_count=1, random_seed=SEED, verbose=False, allow_writing_files=False
+    )
+    oblivious.fit(images, digits).save_model(str(paths["digits-catboost"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train models of handwritten digits.")
     parser.add_argument("--out", type=Path, default=Path("models"), help="folder of models to write to")
-    parser.add_argument("--all", action="store_true", help="also write skops, XGBoost and LightGBM models")
+    parser.add_argument("--all", action="store_true", help="also write skops, XGBoost, LightGBM and CatBoost models")
     arguments = parser.parse_args()
     train, test, train_digits, test_digits = data()
     network = train_network(train, train_digits)
@@ -100,7 +106,7 @@ def main() -> None:
     print(f"{path}: {network.score(test, test_digits):.1%} of {len(test)} unseen images right")
     if arguments.all:
         write_others(train, train_digits, arguments.out)
-        print(f"{arguments.out}/: digits-skops, digits-xgboost, digits-lightgbm")
+        print(f"{arguments.out}/: digits-skops, digits-xgboost, digits-lightgbm, digits-catboost")
 
 
 if __name__ == "__main__":
