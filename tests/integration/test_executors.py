@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import penstock
+from penstock.core.errors import InvalidInput
 
 onnx = pytest.importorskip("onnx")
 
@@ -72,3 +74,37 @@ def test_executor_is_as_told(server: Factory) -> None:
     for name in answers[0]:
         for other in answers[1:]:
             np.testing.assert_array_equal(other[name], answers[0][name])
+
+
+def test_fronts_hold_inline_models_themselves_and_every_request_is_counted(server: Factory, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "digits"
+    (folder / "1").mkdir(parents=True)
+    shutil.copy(DIGITS, folder / "1" / "model.onnx")
+    running = server({"digits": str(folder)}, fronts=3, poll_s=0.1)
+    images = np.random.default_rng(0).random((60, 64), dtype="f4") * 16
+
+    def ask(number: int) -> tuple[str, list[float]]:
+        with penstock.Client(running.http, retries=0) as client:  # a new connection: the kernel picks a front
+            result = client.infer("digits", {"image": images[number : number + 1]})
+            return result.version, result["probabilities"].ravel().tolist()
+
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    holds_it = [pid for pid in children if "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()]
+    assert len(holds_it) == 2  # the extra fronts; the first one is the server's own process
+    first = [ask(number) for number in range(60)]
+    assert {version for version, _ in first} == {"1"}
+    with penstock.Client(running.http) as client:
+        (statistics,) = client.statistics("digits")
+        assert (statistics.inference_count, statistics.success.count) == (60, 60)
+        for _ in range(30):
+            with penstock.Client(running.http, retries=0) as other, pytest.raises(InvalidInput):
+                other.infer("digits", {"image": images[:1].astype("f8")})
+    hidden = folder / ".2"
+    hidden.mkdir()
+    shutil.copy(DIGITS, hidden / "model.onnx")
+    hidden.rename(folder / "2")
+    end = time.monotonic() + 20
+    while {ask(number)[0] for number in range(20)} != {"2"}:
+        assert time.monotonic() < end
+    assert [answer for _, answer in map(ask, range(60))] == [answer for _, answer in first]
+    assert running.stop() == 0

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from penstock.core.messages import Timings
 from penstock.telemetry.histogram import PART_BOUNDS_S, TOTAL_BOUNDS_S, Histogram, quantile
-from penstock.telemetry.metrics import Metrics
+from penstock.telemetry.metrics import ForwardingMetrics, Metrics, ModelMetrics
 
 bounds = st.sampled_from([round(bound * 1e9) for bound in TOTAL_BOUNDS_S])
 nanoseconds = st.lists(st.integers(0, 200 * 10**9) | bounds | bounds.map(lambda bound: bound + 1), max_size=60)
@@ -88,3 +88,30 @@ def test_looking_at_any_point_loses_and_doubles_nothing(happened: list[tuple[str
     }
     assert sum(tally.compute_infer.ns for tally in statistics.batches.values()) == sum(ns for ns, _ in batches)
     assert statistics.fail.count == sum(1 for kind, _, _ in happened if kind == "failure")
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 2), st.floats(0, 1), st.integers(1, 64)), max_size=40),
+    st.lists(st.tuples(st.sampled_from(["invalid", "queue_full", "cancelled"]), st.floats(0, 1)), max_size=10),
+    st.integers(1, 7),
+)
+def test_what_another_process_forwards_adds_up_to_the_same(
+    requests: list[tuple[float, float, int]], failures: list[tuple[str, float]], every: int
+) -> None:
+    here, there = ModelMetrics("m", "1"), ModelMetrics("m", "1")
+    forwarding = ForwardingMetrics("m", "1", there.absorb)
+    for number, (queue_s, compute_s, rows) in enumerate(requests):
+        timings = Timings(
+            received=1.0, submitted=1.0, dispatched=1.0 + queue_s, finished=1.0 + queue_s + compute_s,
+            compute_infer_s=compute_s,
+        )  # fmt: skip
+        for recorder in (here, forwarding):
+            recorder.record(timings, rows)
+            recorder.record_batch(rows, 0, "idle", 0.0, compute_s, 0.0, 0, queue_s)
+        if number % every == 0:
+            forwarding.fold()
+    for reason, seconds in failures:
+        here.record_failure(reason, seconds)
+        forwarding.record_failure(reason, seconds)
+    forwarding.fold()
+    assert there.sums().statistics("m", "1") == here.sums().statistics("m", "1")

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol
 
-import numpy as np
-
 from penstock.core.door import ModelDescription, Statistics, VersionStatus
-from penstock.core.errors import InvalidInput, NotFound, NotReady
-from penstock.core.messages import NO_DEADLINE, Parameter, Request, Response
+from penstock.core.errors import NotFound, NotReady
+from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 from penstock.runtime.fronts.wire import Table
+from penstock.runtime.inference import Inference
 from penstock.runtime.manager import Manager
 from penstock.runtime.tracing import Tracing
-from penstock.runtime.version import LoadedVersion
+from penstock.runtime.version import InlineCopy, LoadedVersion
 from penstock.telemetry.metrics import Metrics
-
-# Of one request with more rows than a batch: enough to keep any pool of workers busy, few enough to leave room in the
-# queue for other callers.
-_PIECES_AT_ONCE = 16
 
 
 class Repository(Protocol):
@@ -51,88 +44,32 @@ class Engine:
         set_logging: Callable[[Mapping[str, Parameter] | None], Mapping[str, Parameter]],
     ) -> None:
         self.stopping = False
+        self.before_reading: Callable[[], Awaitable[None]] = _nothing  # brings figures in that other processes hold
+        self.on_tracing: Callable[[], None] = lambda: None  # called when tracing is switched on or off
         self._manager = manager
         self._repository = repository
         self._tracing = tracing
         self._metrics = metrics
         self._set_logging = set_logging
-        self._loop = asyncio.get_running_loop()
-        self._split: set[asyncio.Task[Response]] = set()
+        self._inference = Inference()
 
     # --- inference ---
 
     def submit(self, request: Request) -> asyncio.Future[Response]:
         """A future of the one answer; see `core.door.Door.submit`."""
-        version = self._manager.find(request.model, request.version)
-        key, rows = version.check(request)
-        if request.deadline == NO_DEADLINE:
-            request.deadline = (request.timings.received or time.monotonic()) + version.options.timeout_s
-        if rows > version.batcher.limits.most_rows and version.batcher.joinable:
-            return self._submit_in_pieces(version, request, rows)
-        future = version.batcher.submit(request, key, rows)
-        if request.outputs or self._tracing.active:
-            return self._loop.create_task(self._finish(future, request))
-        return future
+        return self._inference.submit(self._manager.find(request.model, request.version), request)
 
-    async def stream(self, request: Request) -> AsyncIterator[Response]:
+    def stream(self, request: Request) -> AsyncIterator[Response]:
         """The answers of a stream; see `core.door.Door.stream`."""
-        version = self._manager.find(request.model, request.version)
-        if not version.signature.streaming:
-            yield await self.submit(request)
-            return
-        key, rows = version.check(request)
-        if request.deadline == NO_DEADLINE:
-            request.deadline = (request.timings.received or time.monotonic()) + version.options.timeout_s
-        answers = version.batcher.stream(request, key, rows)
+        return self._stream(request)
+
+    async def _stream(self, request: Request) -> AsyncIterator[Response]:
+        answers = self._inference.stream(self._manager.find(request.model, request.version), request)
         try:
             async for response in answers:
-                yield _asked_for(response, request)
+                yield response
         finally:
-            await answers.aclose()  # type: ignore[attr-defined]  # a batcher's stream is an async generator
-
-    async def _finish(self, future: asyncio.Future[Response], request: Request) -> Response:
-        response = _asked_for(await future, request)
-        if self._tracing.active:
-            self._tracing.trace(request, response)
-        return response
-
-    def _submit_in_pieces(self, version: LoadedVersion, request: Request, rows: int) -> asyncio.Future[Response]:
-        """More rows than one batch may hold: several batches, one answer, all under the request's own deadline."""
-        task = self._loop.create_task(self._in_pieces(version, request, rows))
-        self._split.add(task)
-        task.add_done_callback(self._split.discard)
-        return task
-
-    async def _in_pieces(self, version: LoadedVersion, request: Request, rows: int) -> Response:
-        most = version.batcher.limits.most_rows
-        waiting: deque[asyncio.Future[Response]] = deque()
-        answers: list[Response] = []
-        try:
-            for start in range(0, rows, most):
-                if len(waiting) == _PIECES_AT_ONCE:
-                    answers.append(await waiting.popleft())
-                piece = Request(
-                    request.model,
-                    {name: array[start : start + most] for name, array in request.inputs.items()},
-                    request.version,
-                    request.id,
-                    request.parameters,
-                    (),
-                    request.deadline,
-                    request.priority,
-                )
-                piece.timings.received = request.timings.received
-                key, piece_rows = version.check(piece)
-                waiting.append(version.batcher.submit(piece, key, piece_rows))
-            while waiting:
-                answers.append(await waiting.popleft())
-        finally:
-            for future in waiting:
-                future.cancel()
-        last = answers[-1]
-        last.outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in last.outputs}
-        request.timings = last.timings
-        return _asked_for(last, request)
+            await answers.aclose()  # type: ignore[attr-defined]  # it is an async generator
 
     # --- what is here ---
 
@@ -168,6 +105,7 @@ class Engine:
 
     async def statistics(self, model: str = "", version: str = "") -> list[Statistics]:
         """See `core.door.Door.statistics`."""
+        await self.before_reading()
         return [loaded.statistics() for loaded in self._manager.loaded(model, version)]
 
     async def index(self) -> list[VersionStatus]:
@@ -180,21 +118,28 @@ class Engine:
         """The Prometheus text. Written in a thread: with hundreds of models it takes a tenth of a second."""
         from penstock.telemetry import exposition  # the formatter is loaded by the first scrape, not by every start
 
+        await self.before_reading()
         return await asyncio.to_thread(exposition.text, self._metrics.snapshot())
 
     def table(self) -> Table:
         """Everything that another front's lookups need."""
         places: dict[str, dict[str, int]] = {}
         descriptions: list[ModelDescription] = []
+        copies: list[InlineCopy | None] = []
         for (name, text), loaded in self._manager.table().items():
             number = str(loaded.number)
             own = places.setdefault(name, {})
             if number not in own:
                 own[number] = len(descriptions)
                 descriptions.append(self.describe(name, number))
+                copies.append(None if self._tracing.active else loaded.copy)
             own[text] = own[number]
         unready = self._manager.failures() if self._manager.started else {}
-        return Table(self.ready(), self.stopping, descriptions, places, unready)
+        return Table(self.ready(), self.stopping, descriptions, copies, places, unready)
+
+    def loaded(self, model: str, version: str) -> LoadedVersion | None:
+        """The version that answers for a name now, if there is one."""
+        return self._manager.table().get((model, version))
 
     # --- control ---
 
@@ -212,17 +157,15 @@ class Engine:
         """The settings in force, after the update. Raises: NotFound, InvalidInput."""
         if model and model not in self._manager.known():
             raise NotFound(f"no model '{model}'")
-        return self._tracing.settings(model, update)
+        settings = self._tracing.settings(model, update)
+        self._inference.trace = self._tracing.trace if self._tracing.active else None
+        self.on_tracing()
+        return settings
 
     async def log_settings(self, update: Mapping[str, Parameter] | None = None) -> Mapping[str, Parameter]:
         """The settings in force, after the update. Raises: InvalidInput."""
         return self._set_logging(update)
 
 
-def _asked_for(response: Response, request: Request) -> Response:
-    if request.outputs:
-        try:
-            response.outputs = {name: response.outputs[name] for name in request.outputs}
-        except KeyError as error:
-            raise InvalidInput(f"no output {error}; the model gave {', '.join(map(repr, response.outputs))}") from None
-    return response
+async def _nothing() -> None:
+    return

@@ -10,7 +10,8 @@ from typing import cast
 from penstock import plugins
 from penstock.core.errors import InvalidInput
 from penstock.protocols import GrpcProtocol, HttpProtocol, Limits, described
-from penstock.runtime.listeners.auth import is_loopback
+from penstock.runtime.listeners.auth import ApiKeys, is_loopback
+from penstock.runtime.listeners.grpc import GrpcOptions
 from penstock.runtime.listeners.http_options import HttpOptions
 from penstock.runtime.listeners.tls import tls_context
 from penstock.runtime.options import ServerOptions
@@ -41,6 +42,24 @@ def http_options(server: ServerOptions, keys: tuple[str, ...]) -> HttpOptions:
         body_timeout_s=server.body_timeout_s,
         keep_alive_s=server.keep_alive_s,
         timing_headers=server.timing_headers,
+        limits=limits(server),
+    )
+
+
+def grpc_options(server: ServerOptions, keys: tuple[str, ...]) -> GrpcOptions:
+    """The gRPC listener's part of the server's options."""
+    accepted = ApiKeys(keys)
+    return GrpcOptions(
+        authorise=(lambda value: value is not None and accepted.allows({b"authorization": value.encode()}))
+        if keys
+        else None,
+        tls_cert=server.tls_cert,
+        tls_key=server.tls_key,
+        tls_client_ca=server.tls_client_ca,
+        reuse_port=server.fronts > 1,
+        max_message_bytes=server.max_body_bytes,
+        max_metadata_bytes=server.max_header_bytes,
+        timing_metadata=server.timing_headers,
         limits=limits(server),
     )
 

@@ -29,7 +29,7 @@ from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.checking import RequestCheck
 from penstock.runtime.options import ModelOptions
 from penstock.runtime.sources import WishedModel, WishedVersion
-from penstock.runtime.version import LoadedVersion
+from penstock.runtime.version import InlineCopy, LoadedVersion
 from penstock.runtime.warm_up import Findings
 from penstock.runtime.workers import Batch, BatchResult
 from penstock.runtime.workers.frame import LoadSpec
@@ -62,16 +62,20 @@ async def load(
     metrics: Metrics,
     cores: int,
     occupancy: Occupancy,
+    serial: int,
     on_change: Callable[[], None],
 ) -> LoadedVersion:
     """A version that has answered a real warm-up through its real path. `on_change` is called when its workers change.
+    `serial` is another one for every load of this process.
 
     Raises:
         LoadError, InvalidInput: it could not be loaded, warmed or checked; nothing of it is left running.
     """
     loaded = LoadedVersion(wished, version, metrics.model(wished.options.name, str(version.number)))
     try:
-        await asyncio.wait_for(_Loading(loaded, cores, occupancy, on_change).run(), wished.options.load_timeout_s)
+        await asyncio.wait_for(
+            _Loading(loaded, cores, occupancy, serial, on_change).run(), wished.options.load_timeout_s
+        )
     except TimeoutError:
         await loaded.free(0.0)
         raise LoadError(
@@ -87,8 +91,11 @@ async def load(
 class _Loading:
     """The steps of one load."""
 
-    def __init__(self, loaded: LoadedVersion, cores: int, occupancy: Occupancy, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, loaded: LoadedVersion, cores: int, occupancy: Occupancy, serial: int, on_change: Callable[[], None]
+    ) -> None:
         self._loaded = loaded
+        self._serial = serial
         self._occupancy = occupancy
         self._options = loaded.options
         self._on_change = on_change
@@ -252,6 +259,17 @@ class _Loading:
         assert loaded.pool is not None
         pool, loaded.pool = loaded.pool, None
         await pool.close(1.0)
+        loaded.copy = InlineCopy(
+            self._serial,
+            loaded.adapter,
+            str(loaded.path),
+            loaded.sha256,
+            context,
+            loaded.batcher.limits,
+            loaded.batcher.joinable,
+            self._options.max_queue,
+            self._options.timeout_s,
+        )
         loaded.use_current_executors()
         if self._options.executor == "auto":
             loaded.watch = asyncio.create_task(self._leave_inline_when_slow(inline))
@@ -274,7 +292,7 @@ class _Loading:
         except BaseException:
             await pool.close(0.0)
             raise
-        loaded.pool, loaded.inline = pool, None
+        loaded.pool, loaded.inline, loaded.copy = pool, None, None
         self._use_pool(pool)
         await inline.close(0.0)
 

@@ -52,6 +52,7 @@ class Manager:
         self._metrics = metrics
         self._cores = cores
         self._occupancy = Occupancy()
+        self._loads = 0
         self.on_change: Callable[[], None] = _nothing
         self._models: dict[str, _Model] = {}
         self._table: dict[tuple[str, str], LoadedVersion] = {}
@@ -230,8 +231,15 @@ class Manager:
         previous = entry.versions[version.number].loaded
         try:
             async with self._load_slots:
+                self._loads += 1
                 loaded = await load(
-                    entry.wished, version, self._metrics, self._cores, self._occupancy, lambda: self.on_change()
+                    entry.wished,
+                    version,
+                    self._metrics,
+                    self._cores,
+                    self._occupancy,
+                    self._loads,
+                    lambda: self.on_change(),
                 )
         except Exception as error:
             message = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"

@@ -22,16 +22,15 @@ from penstock.core.door import ModelDescription
 from penstock.core.errors import InvalidInput
 from penstock.runtime.engine import Engine
 from penstock.runtime.fronts.supervisor import Fronts
-from penstock.runtime.listeners.auth import ApiKeys
-from penstock.runtime.listeners.grpc import GrpcListener, GrpcOptions
+from penstock.runtime.listeners.grpc import GrpcListener
 from penstock.runtime.listeners.http import HttpListener
 from penstock.runtime.listening import (
     allow_open_files,
     api_keys,
+    grpc_options,
     grpc_protocols,
     http_options,
     http_protocols,
-    limits,
     server_tls,
 )
 from penstock.runtime.manager import Manager
@@ -117,11 +116,12 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
             server.http_port,
             http.start(server.host, server.http_port, reuse_port=server.fronts > 1, ssl=tls),
         )
-        fronts = Fronts(engine, server, keys, http_port)
-        manager.on_change = fronts.publish
-        metrics.listener("http", lambda: _http_figures(http, fronts))
-        grpc = GrpcListener(engine, grpc_protocols(), _grpc_options(server, keys)) if server.grpc else None
+        grpc = GrpcListener(engine, grpc_protocols(), grpc_options(server, keys)) if server.grpc else None
         grpc_port = await grpc.start(server.host, server.grpc_port) if grpc else None
+        fronts = Fronts(engine, server, keys, http_port, grpc_port)
+        manager.on_change = engine.on_tracing = fronts.publish
+        engine.before_reading = fronts.tell
+        metrics.listener("http", lambda: _http_figures(http, fronts))
         stack.push_async_callback(_drain, engine, server, http, grpc, fronts)
         told = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -180,22 +180,6 @@ def _stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     return event
-
-
-def _grpc_options(server: ServerOptions, keys: tuple[str, ...]) -> GrpcOptions:
-    accepted = ApiKeys(keys)
-    return GrpcOptions(
-        authorise=(lambda value: value is not None and accepted.allows({b"authorization": value.encode()}))
-        if keys
-        else None,
-        tls_cert=server.tls_cert,
-        tls_key=server.tls_key,
-        tls_client_ca=server.tls_client_ca,
-        max_message_bytes=server.max_body_bytes,
-        max_metadata_bytes=server.max_header_bytes,
-        timing_metadata=server.timing_headers,
-        limits=limits(server),
-    )
 
 
 def _http_figures(http: HttpListener, fronts: Fronts) -> ListenerFigures:

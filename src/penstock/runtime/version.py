@@ -7,12 +7,14 @@ import contextlib
 import dataclasses
 import logging
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from penstock.core.door import ModelDescription, Statistics
 from penstock.core.errors import NotReady
-from penstock.core.servable import Signature
+from penstock.core.servable import LoadContext, Signature
 from penstock.runtime.batching.batcher import Batcher
+from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.checking import RequestCheck
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.warm_up import Findings
@@ -21,6 +23,21 @@ from penstock.runtime.workers.pool import Pool
 from penstock.telemetry.metrics import ModelMetrics, Probes
 
 log = logging.getLogger("penstock.version")
+
+
+@dataclass(frozen=True, slots=True)
+class InlineCopy:
+    """What another front needs to hold an inline version itself. `serial` is of one load and never used again."""
+
+    serial: int
+    adapter: str
+    path: str
+    sha256: str
+    context: LoadContext
+    limits: BatchLimits
+    joinable: bool
+    max_queue: int
+    timeout_s: float
 
 
 class LoadedVersion:
@@ -41,6 +58,8 @@ class LoadedVersion:
         self.findings = Findings(answered=False)
         self.inline: InlineExecutor | None = None
         self.pool: Pool | None = None
+        self.copy: InlineCopy | None = None  # while it runs inline
+        self.elsewhere: dict[object, tuple[int, int]] = {}  # by front with a copy: requests in flight, queued
         self.watch: asyncio.Task[None] | None = None  # looks whether the model still belongs inline
         self.loaded_s = 0.0  # how long loading and warming took
 
@@ -48,6 +67,11 @@ class LoadedVersion:
     def executor(self) -> str:
         """Where batches run now: "inline" or "process"."""
         return "inline" if self.inline is not None else "process"
+
+    @property
+    def timeout_s(self) -> float:
+        """The deadline of requests that bring none."""
+        return self.options.timeout_s
 
     def describe(self, versions: tuple[int, ...], labels: dict[str, int]) -> ModelDescription:
         """This version as metadata shows it."""
@@ -66,8 +90,8 @@ class LoadedVersion:
         """Hands the batcher the executors there are now, and the metrics what can be asked of them."""
         self.batcher.set_executors([self.inline] if self.inline is not None else self.pool.workers if self.pool else [])
         self.metrics.probes = Probes(
-            in_flight=lambda: self.batcher.in_flight,
-            queued=lambda: self.batcher.queued,
+            in_flight=lambda: self.batcher.in_flight + sum(figures[0] for figures in self.elsewhere.values()),
+            queued=lambda: self.batcher.queued + sum(figures[1] for figures in self.elsewhere.values()),
             workers=self._workers,
             executor=self.executor,
         )

@@ -156,6 +156,16 @@ class ModelMetrics:
             batches, self._batches = self._batches, []
             self._sums.add_batches(_table(batches, _BATCH_FIELDS))
 
+    def absorb(self, requests: bytes, batches: bytes, failures: Sequence[tuple[str, float]]) -> None:
+        """Takes what another process recorded for this version; see `ForwardingMetrics`."""
+        if requests:
+            self._sums.add_requests(np.frombuffer(requests, dtype=np.float64).reshape(-1, _REQUEST_FIELDS))
+            self._finished = time.monotonic()
+        if batches:
+            self._sums.add_batches(np.frombuffer(batches, dtype=np.float64).reshape(-1, _BATCH_FIELDS))
+        for reason, seconds in failures:
+            self._sums.add_failure(reason, seconds)
+
     def sums(self) -> Sums:
         """The figures until now. Owned by this object: read them, or copy."""
         self.fold()
@@ -182,6 +192,38 @@ class ModelMetrics:
     def _workers(self) -> list[dict[str, object]]:
         counts = self._sums.by_worker
         return [{"batches": counts.get(i, 0), **worker} for i, worker in enumerate(self.probes.workers())]
+
+
+Forward = Callable[[bytes, bytes, list[tuple[str, float]]], None]
+"""Takes packed requests, packed batches and failures as (reason, seconds), for `ModelMetrics.absorb` elsewhere."""
+
+
+class ForwardingMetrics(ModelMetrics):
+    """Records like ModelMetrics, and hands everything on instead of keeping it. `fold` is to be called now and then."""
+
+    __slots__ = ("_failures", "_forward")
+
+    def __init__(self, name: str, version: str, forward: Forward) -> None:
+        super().__init__(name, version)
+        self._forward = forward
+        self._failures: list[tuple[str, float]] = []
+
+    def record_failure(self, reason: str, seconds: float) -> None:
+        """See `ModelMetrics.record_failure`."""
+        self._failures.append((reason, seconds))
+        if len(self._failures) >= FOLD_REQUESTS:
+            self.fold()
+
+    def refused(self, reason: str) -> None:
+        """See `ModelMetrics.refused`."""
+        self.record_failure(reason, 0.0)
+
+    def fold(self) -> None:
+        """Hands on what was recorded since the last time."""
+        if self._requests or self._batches or self._failures:
+            requests, batches, failures = self._requests, self._batches, self._failures
+            self._requests, self._batches, self._failures = [], [], []
+            self._forward(_packed(requests), _packed(batches), failures)
 
 
 class Metrics:
@@ -225,6 +267,9 @@ _RELEASE_PLACE = {release: place for place, release in enumerate(RELEASES)}
 
 
 def _table(floats: list[float], fields: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.frombuffer(_packed(floats), dtype=np.float64).reshape(-1, fields)
+
+
+def _packed(floats: list[float]) -> bytes:
     # Packing is three times as fast as numpy's own reading of a list, which asks each element for its type.
-    packed = struct.pack(f"{len(floats)}d", *floats)
-    return np.frombuffer(packed, dtype=np.float64).reshape(-1, fields)
+    return struct.pack(f"{len(floats)}d", *floats)

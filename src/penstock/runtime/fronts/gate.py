@@ -17,6 +17,9 @@ from penstock.runtime.workers import frame
 
 log = logging.getLogger("penstock.fronts")
 
+# A front that does not answer in this time is busy or stuck; its last figures will do.
+_TELL_S = 0.25
+
 _METHODS = frozenset({"statistics", "index", "metrics", "load", "unload", "trace_settings", "log_settings"})
 
 
@@ -28,6 +31,8 @@ class Gate(wire.Link[wire.ToEngine]):
         self.figures = wire.Figures([0] * 6, {}, 0)
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._engine = engine
+        self._asked = 0
+        self._told: dict[int, asyncio.Future[None]] = {}
         self._futures: dict[int, asyncio.Future[Response]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._wanted: dict[int, asyncio.Semaphore] = {}
@@ -45,16 +50,35 @@ class Gate(wire.Link[wire.ToEngine]):
                 wanted.release()
         elif isinstance(message, wire.Call):
             self._spawn(message.id, self._call(message))
+        elif isinstance(message, wire.Observed):
+            if (loaded := self._engine.loaded(message.model, message.version)) is not None:
+                loaded.metrics.absorb(message.requests, message.batches, message.failures)
         elif isinstance(message, wire.Figures):
             self.figures = message
+            for model, version, in_flight, queued in message.copies:
+                if (loaded := self._engine.loaded(model, version)) is not None:
+                    loaded.elsewhere[self] = (in_flight, queued)
+        elif isinstance(message, wire.Told):
+            if (told := self._told.pop(message.id, None)) is not None and not told.done():
+                told.set_result(None)
         elif not self.started.done():
             self.started.set_result(None)
+
+    async def tell(self) -> None:
+        """Returns when the front has sent all that its copies observed, or did not within a moment."""
+        self._asked += 1
+        told = self._told[self._asked] = asyncio.get_running_loop().create_future()
+        self.send(wire.Tell(self._asked))
+        await asyncio.wait({told, self.closed}, timeout=_TELL_S, return_when=asyncio.FIRST_COMPLETED)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for future in list(self._futures.values()):
             future.cancel()
         for task in list(self._tasks.values()):
             task.cancel()
+        for model, version, _, _ in self.figures.copies:
+            if (loaded := self._engine.loaded(model, version)) is not None:
+                loaded.elsewhere.pop(self, None)
         super().connection_lost(exc)
 
     def _infer(self, message: wire.Infer, payload: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What an extra front process runs: a listener on the shared port, and the remote door. Ends when its engine ends."""
+"""What an extra front process runs: listeners on the shared ports, and the remote door. Ends when its engine ends."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ import msgspec
 from penstock.core.errors import PenstockError
 from penstock.runtime.fronts import wire
 from penstock.runtime.fronts.remote import RemoteEngine
+from penstock.runtime.listeners.grpc import GrpcListener
 from penstock.runtime.listeners.http import HttpListener
-from penstock.runtime.listening import allow_open_files, http_options, http_protocols, server_tls
+from penstock.runtime.listening import (
+    allow_open_files,
+    grpc_options,
+    grpc_protocols,
+    http_options,
+    http_protocols,
+    server_tls,
+)
 from penstock.runtime.options import ServerOptions
 from penstock.telemetry import logs
 
@@ -35,18 +43,24 @@ async def front(sock: socket.socket) -> int:
     logs.configure(options.log_format, options.log_level)
     listener = HttpListener(engine, http_protocols(), http_options(options, wished.api_keys))
     engine.on_stopping = listener.wind_down
+    grpc: GrpcListener | None = None
     try:
-        await listener.start(wished.host, wished.port, reuse_port=True, ssl=server_tls(options))
+        await listener.start(wished.host, wished.http_port, reuse_port=True, ssl=server_tls(options))
+        if wished.grpc_port is not None:
+            grpc = GrpcListener(engine, grpc_protocols(), grpc_options(options, wished.api_keys))
+            await grpc.start(wished.host, wished.grpc_port)
     except (OSError, PenstockError) as error:
-        sys.stderr.write(f"front cannot listen on {wished.host}:{wished.port}: {error}\n")
+        sys.stderr.write(f"front cannot listen on {wished.host}: {error}\n")
         return 1
     engine.send(wire.Started())
     figures = loop.create_task(_report(engine, listener))
     try:
         ends: set[asyncio.Future[Any]] = {drain, engine.closed}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        grace_s = drain.result() if drain.done() else 0.0
         listener.stop_accepting()
-        await listener.drain(drain.result() if drain.done() else 0.0)
+        await asyncio.gather(listener.drain(grace_s), *([grpc.stop(grace_s)] if grpc is not None else []))
+        await engine.copies.close()
         return 0
     finally:
         figures.cancel()
@@ -56,7 +70,12 @@ async def front(sock: socket.socket) -> int:
 async def _report(engine: RemoteEngine, listener: HttpListener) -> None:
     while True:
         counters = listener.counters
-        engine.send(wire.Figures(list(counters.responses), dict(counters.refused), counters.connections_open))
+        engine.copies.flush()
+        engine.send(
+            wire.Figures(
+                list(counters.responses), dict(counters.refused), counters.connections_open, engine.copies.busy()
+            )
+        )
         await asyncio.sleep(_FIGURES_S)
 
 

@@ -13,6 +13,8 @@ from penstock.core.errors import Internal, NotFound, NotReady, PenstockError, Wo
 from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 from penstock.runtime.fronts import wire
+from penstock.runtime.fronts.copies import Copies, Copy
+from penstock.runtime.inference import Inference
 from penstock.runtime.workers import frame
 
 _RESULTS: dict[str, Any] = {
@@ -35,7 +37,9 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         self._on_setup = on_setup
         self._on_drain = on_drain
         self._loop = asyncio.get_running_loop()
-        self._table = wire.Table(False, False, [], {}, {})
+        self._table = wire.Table(False, False, [], [], {}, {})
+        self.copies = Copies(self.send)
+        self._inference = Inference()
         self._next_id = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._streams: dict[int, asyncio.Queue[Response | PenstockError | None]] = {}
@@ -69,8 +73,12 @@ class RemoteEngine(wire.Link[wire.ToFront]):
                 queue.put_nowait(None)
         elif isinstance(message, wire.Table):
             self._table = message
+            self.copies.follow(message)
             if message.stopping:
                 self.on_stopping()
+        elif isinstance(message, wire.Tell):
+            self.copies.flush()
+            self.send(wire.Told(message.id))
         elif isinstance(message, wire.Setup):
             self._on_setup(message)
         else:
@@ -104,7 +112,9 @@ class RemoteEngine(wire.Link[wire.ToFront]):
 
     def submit(self, request: Request) -> asyncio.Future[Response]:
         """See `core.door.Door.submit`."""
-        self._find(request.model, request.version)
+        copy = self._copy(request)
+        if copy is not None:
+            return self._inference.submit(copy, request)
         payload = wire.packed(request.inputs)
         id, future = self._new()
         self.send(_infer(id, request, payload, stream=False), payload)
@@ -113,7 +123,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
 
     async def stream(self, request: Request) -> AsyncIterator[Response]:
         """See `core.door.Door.stream`."""
-        self._find(request.model, request.version)
+        self._place(request.model, request.version)
         payload = wire.packed(request.inputs)
         id, _ = self._new()
         del self._waiting[id]
@@ -141,7 +151,15 @@ class RemoteEngine(wire.Link[wire.ToFront]):
 
     # --- what is here ---
 
+    def _copy(self, request: Request) -> Copy | None:
+        """The version in this process that answers the request, if there is one. Raises: NotFound, NotReady."""
+        wished = self._table.copies[self._place(request.model, request.version)]
+        return None if wished is None else self.copies.get(wished.serial)
+
     def _find(self, model: str, version: str) -> ModelDescription:
+        return self._table.descriptions[self._place(model, version)]
+
+    def _place(self, model: str, version: str) -> int:
         places = self._table.places.get(model)
         if places is None:
             if (reason := self._table.unready.get(model)) is not None:
@@ -155,7 +173,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
                 f"model '{model}' has no ready version or label '{version}'; there are "
                 f"{', '.join(text for text in places if text)}"
             )
-        return self._table.descriptions[place]
+        return place
 
     def signature(self, model: str, version: str = "") -> Signature:
         """See `core.door.Door.signature`."""

@@ -24,10 +24,12 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 10.0
 class Fronts:
     """The extra fronts of one server. `gates` are those that live."""
 
-    def __init__(self, engine: Engine, options: ServerOptions, api_keys: tuple[str, ...], port: int) -> None:
+    def __init__(
+        self, engine: Engine, options: ServerOptions, api_keys: tuple[str, ...], http_port: int, grpc_port: int | None
+    ) -> None:
         self.gates: set[Gate] = set()
         self._engine = engine
-        self._setup = wire.Setup(options.host, port, dataclasses.asdict(options), api_keys)
+        self._setup = wire.Setup(options.host, http_port, grpc_port, dataclasses.asdict(options), api_keys)
         self._count = options.fronts - 1
         self._keepers: list[asyncio.Task[None]] = []
         self._draining: float | None = None
@@ -44,6 +46,11 @@ class Fronts:
         if self.gates and not self._published:
             self._published = True
             asyncio.get_running_loop().call_soon(self._publish)
+
+    async def tell(self) -> None:
+        """Returns when the engine knows what all fronts have observed."""
+        if self.gates:
+            await asyncio.gather(*(gate.tell() for gate in self.gates))
 
     async def drain(self, grace_s: float) -> None:
         """Returns when every front has finished what it held, or was cut after `grace_s`."""

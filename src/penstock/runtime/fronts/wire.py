@@ -17,6 +17,7 @@ import msgspec
 from penstock.core.door import ModelDescription
 from penstock.core.messages import Parameter, Timings
 from penstock.core.servable import Tensors
+from penstock.runtime.version import InlineCopy
 from penstock.runtime.workers import frame
 from penstock.runtime.workers.frame import TensorHead
 
@@ -64,11 +65,29 @@ class Call(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Figures(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """To the engine, now and then: what this front's listener has counted."""
+    """To the engine, now and then: what this front's listener has counted, and how busy its copies are: (model,
+    version, requests in flight, queued)."""
 
     responses: list[int]
     refused: dict[str, int]
     open_connections: int
+    copies: list[tuple[str, str, int, int]] = []
+
+
+class Observed(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """To the engine: what a copy of an inline version has done; see `telemetry.metrics.ForwardingMetrics`."""
+
+    model: str
+    version: str
+    requests: bytes
+    batches: bytes
+    failures: list[tuple[str, float]]
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """To the engine, after `Tell`: everything observed until then has been sent."""
+
+    id: int
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag=6):
@@ -115,6 +134,7 @@ class Table(msgspec.Struct, frozen=True, array_like=True, tag=20):
     ready: bool
     stopping: bool
     descriptions: list[ModelDescription]
+    copies: list[InlineCopy | None]  # by place: what a front may hold itself
     places: dict[str, dict[str, int]]  # model -> version text ("" is the default) -> place in descriptions
     unready: dict[str, str]  # models that are known and have no ready version -> why
 
@@ -123,9 +143,16 @@ class Setup(msgspec.Struct, frozen=True, array_like=True, tag=21):
     """To the front, first: how to listen."""
 
     host: str
-    port: int
+    http_port: int
+    grpc_port: int | None
     options: dict[str, Any]  # fields of ServerOptions
     api_keys: tuple[str, ...]
+
+
+class Tell(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """To the front: send what you have observed, now."""
+
+    id: int
 
 
 class Drain(msgspec.Struct, frozen=True, array_like=True, tag=22):
@@ -134,8 +161,8 @@ class Drain(msgspec.Struct, frozen=True, array_like=True, tag=22):
     grace_s: float
 
 
-ToEngine = Infer | Cancel | Take | Call | Figures | Started
-ToFront = Answer | End | Problem | Reply | Table | Setup | Drain
+ToEngine = Infer | Cancel | Take | Call | Figures | Started | Observed | Told
+ToFront = Answer | End | Problem | Reply | Table | Setup | Tell | Drain
 
 Incoming = TypeVar("Incoming")
 

@@ -1,0 +1,121 @@
+"""How a request is answered by a version that is in this process: checked, split where it is too large, queued, traced.
+
+The engine and an extra front's copies of inline models both answer this way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import numpy as np
+
+from penstock.core.errors import InvalidInput
+from penstock.core.messages import NO_DEADLINE, Request, Response
+from penstock.core.servable import Signature
+from penstock.runtime.batching.batcher import Batcher
+from penstock.runtime.checking import RequestCheck
+
+# Of one request with more rows than a batch: enough to keep any pool of workers busy, few enough to leave room in the
+# queue for other callers.
+_PIECES_AT_ONCE = 16
+
+
+class Answering(Protocol):
+    """A version that answers here. `timeout_s` is the deadline of requests that bring none."""
+
+    signature: Signature
+    check: RequestCheck
+    batcher: Batcher
+
+    @property
+    def timeout_s(self) -> float: ...
+
+
+Trace = Callable[[Request, Response], None]
+
+
+class Inference:
+    """Answers requests on versions that it is given. `trace` is called with each answer while it is set."""
+
+    def __init__(self) -> None:
+        self.trace: Trace | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def submit(self, version: Answering, request: Request) -> asyncio.Future[Response]:
+        """A future of the one answer; see `core.door.Door.submit`."""
+        batcher = version.batcher
+        key, rows = version.check(request)
+        if request.deadline == NO_DEADLINE:
+            request.deadline = (request.timings.received or time.monotonic()) + version.timeout_s
+        if rows > batcher.limits.most_rows and batcher.joinable:
+            return self._loop.create_task(self._in_pieces(version, request, rows))
+        future = batcher.submit(request, key, rows)
+        if request.outputs or self.trace is not None:
+            return self._loop.create_task(self._finish(future, request))
+        return future
+
+    async def stream(self, version: Answering, request: Request) -> AsyncIterator[Response]:
+        """The answers of a stream; see `core.door.Door.stream`."""
+        if not version.signature.streaming:
+            yield await self.submit(version, request)
+            return
+        key, rows = version.check(request)
+        if request.deadline == NO_DEADLINE:
+            request.deadline = (request.timings.received or time.monotonic()) + version.timeout_s
+        answers = version.batcher.stream(request, key, rows)
+        try:
+            async for response in answers:
+                yield _asked_for(response, request)
+        finally:
+            await answers.aclose()  # type: ignore[attr-defined]  # a batcher's stream is an async generator
+
+    async def _finish(self, future: asyncio.Future[Response], request: Request) -> Response:
+        response = _asked_for(await future, request)
+        if self.trace is not None:
+            self.trace(request, response)
+        return response
+
+    async def _in_pieces(self, version: Answering, request: Request, rows: int) -> Response:
+        """More rows than one batch may hold: several batches, one answer, all under the request's own deadline."""
+        most = version.batcher.limits.most_rows
+        waiting: deque[asyncio.Future[Response]] = deque()
+        answers: list[Response] = []
+        try:
+            for start in range(0, rows, most):
+                if len(waiting) == _PIECES_AT_ONCE:
+                    answers.append(await waiting.popleft())
+                piece = Request(
+                    request.model,
+                    {name: array[start : start + most] for name, array in request.inputs.items()},
+                    request.version,
+                    request.id,
+                    request.parameters,
+                    (),
+                    request.deadline,
+                    request.priority,
+                )
+                piece.timings.received = request.timings.received
+                key, piece_rows = version.check(piece)
+                waiting.append(version.batcher.submit(piece, key, piece_rows))
+            while waiting:
+                answers.append(await waiting.popleft())
+        finally:
+            for future in waiting:
+                future.cancel()
+        last = answers[-1]
+        last.outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in last.outputs}
+        request.timings = last.timings
+        return _asked_for(last, request)
+
+
+def _asked_for(response: Response, request: Request) -> Response:
+    if request.outputs:
+        try:
+            response.outputs = {name: response.outputs[name] for name in request.outputs}
+        except KeyError as error:
+            raise InvalidInput(f"no output {error}; the model gave {', '.join(map(repr, response.outputs))}") from None
+    return response
