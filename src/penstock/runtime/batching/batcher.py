@@ -8,8 +8,8 @@ and fails what is late; a late request that is already in a worker is answered a
 until the worker is truly done, so that real concurrency never exceeds the workers.
 
 A joined batch that fails by the model's fault is run again request by request, so that one bad row fails alone.
-A request that was in a batch when a worker died is remembered by its content; when that happens to it twice it is
-refused (quarantined), and in between it runs alone so that it cannot take others with it.
+A request that a worker held when it died is remembered by its content; when that happens to it twice in a row it is
+refused (quarantined), and in between it runs alone so that it cannot take others with it. An answer clears it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from penstock.core.errors import (
     ServableError,
     WorkerLost,
 )
-from penstock.core.messages import Request, Response, Timings
+from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
 from penstock.core.servable import Tensors
 from penstock.runtime.batching import collate, policy
 from penstock.runtime.batching.policy import BatchLimits
@@ -99,6 +99,7 @@ class Batcher:
         self.in_flight = 0  # accepted and not yet answered, the queued included
         self.on_idle: Callable[[], None] | None = None  # called whenever in_flight falls to 0
         self._executors: list[Executor | InlineExecutor] = []
+        self._slots = 0  # batches that all executors together hold at once
         self._recorder = recorder
         self._occupancy = occupancy or Occupancy()
         self._lanes = Lanes()
@@ -107,7 +108,7 @@ class Batcher:
         self._running: set[_Running] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._delay: asyncio.TimerHandle | None = None
-        self._row_s = 0.0  # recent compute seconds of one row on one worker
+        self._row_s = 0.0  # recent compute seconds of one row in one slot
         self._quarantine = Quarantine()
         self._closed: PenstockError | None = None
 
@@ -119,6 +120,7 @@ class Batcher:
     def set_executors(self, executors: Sequence[Executor | InlineExecutor]) -> None:
         """Replaces the places where batches run; what they hold already is still answered."""
         self._executors = list(executors)
+        self._slots = sum(executor.signature.concurrency for executor in executors)
         self._schedule()
 
     def submit(self, request: Request, key: Hashable, rows: int, *, stream: bool = False) -> asyncio.Future[Response]:
@@ -158,12 +160,12 @@ class Batcher:
         timings = request.timings
         failed: str | None = None
         try:
-            async for outputs in items:
+            while (outputs := await _next_before(request.deadline, items)) is not None:
                 yield Response(self.model, self.version, dict(outputs), request.id, {}, timings)
-                if request.deadline <= time.monotonic():
-                    raise DeadlineExceeded("the deadline passed in the middle of the stream")
         except PenstockError as error:
             failed = error.reason
+            if isinstance(error, WorkerLost):
+                self._quarantine.add(request.inputs)
             raise
         except (GeneratorExit, asyncio.CancelledError):
             failed = Cancelled.reason
@@ -173,6 +175,8 @@ class Batcher:
             timings.finished = time.monotonic()
             timings.compute_infer_s = timings.finished - timings.dispatched
             if failed is None:
+                if self._quarantine:
+                    self._quarantine.clear(request.inputs)
                 self._recorder.record(timings, rows)
             else:
                 self._recorder.record_failure(failed, timings.finished - timings.received)
@@ -204,7 +208,7 @@ class Batcher:
             raise DeadlineExceeded("the deadline had passed when the request reached the queue")
         if self._lanes.size == 0:
             return
-        wait_s = policy.expected_wait_s(self._lanes.rows, self._row_s, len(self._executors))
+        wait_s = policy.expected_wait_s(self._lanes.rows, self._row_s, self._slots)
         if self._lanes.size >= self.max_queue:
             self._recorder.refused(Overloaded.reason)
             raise Overloaded(
@@ -341,6 +345,8 @@ class Batcher:
             timings.compute_output_s = result.compute_output_s
             timings.batch_rows = rows
             timings.release = running.release
+            if entry.alone and self._quarantine:  # what is remembered runs alone: see `_check_quarantine`
+                self._quarantine.clear(request.inputs)
             future.set_result(Response(model, version, outputs, request.id, {}, timings))  # type: ignore[arg-type]
             recorder.record(timings, entry.rows)
         self._settle(len(entries))
@@ -418,3 +424,15 @@ class Batcher:
             self._settle_dropped()
         if self._lanes.size or self._running:
             self._watch()
+
+
+async def _next_before(deadline: float, items: AsyncIterator[Tensors]) -> Tensors | None:
+    """The next item; None at the end. Raises: DeadlineExceeded, as soon as the deadline passes."""
+    left_s = deadline - time.monotonic()
+    try:
+        if left_s <= 0:
+            raise TimeoutError
+        async with asyncio.timeout(left_s if left_s < NO_DEADLINE else None):
+            return await anext(items, None)
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed in the middle of the stream") from None

@@ -54,9 +54,10 @@ def padding(rows: int, sizes: Sequence[int]) -> int:
     return 0
 
 
-def expected_wait_s(rows_ahead: int, seconds_per_row: float, workers: int) -> float:
-    """How long a request will wait behind `rows_ahead`, from the recent compute time of one row on one worker."""
-    return rows_ahead * seconds_per_row / max(1, workers)
+def expected_wait_s(rows_ahead: int, seconds_per_row: float, slots: int) -> float:
+    """How long a request will wait behind `rows_ahead`, from the recent compute time of one row in one of the `slots`:
+    one for each worker, or as many as an asyncio worker has batches under way at once."""
+    return rows_ahead * seconds_per_row / max(1, slots)
 
 
 def worth_joining(seconds_for_one: float, seconds_for_many: float, many: int) -> bool:

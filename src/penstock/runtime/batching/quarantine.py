@@ -12,10 +12,10 @@ _REMEMBERED = 1024
 
 
 class Quarantine:
-    """Counts worker deaths by the content of the requests involved. Falsy, and free, while there were none."""
+    """Counts worker deaths in a row by the content of the requests involved. Falsy, and free, while there were none."""
 
     def __init__(self, limit: int = 2) -> None:
-        self.limit = limit  # deaths in which the same inputs took part, until they are refused
+        self.limit = limit  # deaths in a row in which the same inputs took part, until they are refused
         self._deaths: OrderedDict[bytes, int] = OrderedDict()
 
     def __bool__(self) -> bool:
@@ -27,6 +27,10 @@ class Quarantine:
         self._deaths[key] = self._deaths.pop(key, 0) + 1
         while len(self._deaths) > _REMEMBERED:
             self._deaths.popitem(last=False)
+
+    def clear(self, inputs: Tensors) -> None:
+        """Forgets these inputs: a worker has answered them, so the deaths were not their doing."""
+        self._deaths.pop(_digest(inputs), None)
 
     def deaths(self, inputs: Tensors) -> int:
         """How many workers died while they held these inputs."""
