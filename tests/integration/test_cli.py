@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 
 IRIS = """
 import penstock
@@ -280,6 +281,42 @@ def test_predict_refuses_what_does_not_fit(url: str) -> None:
     for given, says in cases.items():
         assert says in refusal("predict", "iris", given, "--url", url)
     assert "irs" in refusal("predict", "irs", "[[1, 2, 3, 4]]", "--url", url)
+
+
+def test_predict_prints_a_stream_s_answers_as_they_come(server: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "count.py").write_text(
+        "import penstock\n\n"
+        "@penstock.model(inputs={'x': 'f8[n]'}, outputs={'total': 'f8[]', 'word': 'str[]'})\n"
+        "def count(x):\n    for i in range(len(x)):\n        yield {'total': x[: i + 1].sum(), 'word': f'w{i}'}\n"
+    )
+    running = server({"count": f"{tmp_path / 'count.py'}:count"})
+    assert answer("predict", "count", "[1, 2]", "--url", running.http) == "total\tword\n1.0\tw0\n3.0\tw1\n"
+    lines = answer("predict", "count", "[1, 2]", "--json", "--url", running.http).splitlines()
+    assert [json.loads(line) for line in lines] == [{"total": 1.0, "word": "w0"}, {"total": 3.0, "word": "w1"}]
+
+
+def test_commands_reach_a_server_that_asks_for_certificates(
+    server: Callable[..., Any], iris: Path, tmp_path: Path
+) -> None:
+    ca = trustme.CA()
+    for name, leaf in (("server", ca.issue_cert("127.0.0.1")), ("client", ca.issue_cert("me@example.org"))):
+        leaf.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / f"{name}.pem"))
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    both = str(tmp_path / "server.pem")
+    running = server({"iris": f"{iris}:iris"}, tls_cert=both, tls_key=both, tls_client_ca=str(tmp_path / "ca.pem"))
+    flags = ["--url", running.http, "--ca-file", "ca.pem", "--client-cert", "client.pem"]
+    assert "iris" in answer("models", *flags, cwd=tmp_path)
+    assert "total" in answer("predict", "iris", "--made-up", *flags, cwd=tmp_path)
+    bench = ["bench", "--duration", "0.2", "--json", *flags]
+    assert json.loads(answer(*bench, cwd=tmp_path))["errors"] == 0
+    grpc = ["--protocol", "grpc", "--grpc-address", running.grpc]
+    assert json.loads(answer(*bench, *grpc, cwd=tmp_path))["errors"] == 0
+
+    assert "--ca-file" in refusal("models", "--url", running.http, status=1)
+    plain = running.http.replace("https", "http")
+    assert "https://" in refusal("models", "--url", plain, status=1)
+    assert "cannot use" in refusal("models", "--url", running.http, "--ca-file", both + "x")
+    assert "needs --client-cert" in refusal("models", "--url", running.http, "--client-key", both)
 
 
 def row_of(url: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ TABLE = [TensorSpec("x", "FP32", (-1, 3))]
 PAIR = [TensorSpec("age", "INT64", (-1, 1)), TensorSpec("name", "BYTES", (-1,))]
 
 
-def read(given: str, specs: Sequence[TensorSpec], stdin: str = "") -> dict[str, np.ndarray]:
-    return inputs.read(given, specs, io.StringIO(stdin))
+def read(given: str, specs: Sequence[TensorSpec], stdin: str | bytes = "") -> dict[str, np.ndarray]:
+    return inputs.read(given, specs, io.BytesIO(stdin.encode() if isinstance(stdin, str) else stdin))
 
 
 def test_values_get_the_model_s_datatype() -> None:
@@ -66,6 +66,31 @@ def test_a_pickled_numpy_file_is_not_opened(tmp_path: Path) -> None:
     np.save(tmp_path / "bad.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(InvalidInput, match="plain numbers"):
         read(str(tmp_path / "bad.npy"), TABLE)
+
+
+def test_what_comes_through_a_pipe_is_told_apart_by_its_first_bytes() -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    pixels = [TensorSpec("pixels", "UINT8", (-1, 2, 2, 3))]
+    for kind in ("PNG", "JPEG", "GIF"):
+        pillow.new("RGB", (4, 4), (255, 0, 0)).save(file := io.BytesIO(), format=kind)
+        assert read("-", pixels, file.getvalue())["pixels"].shape == (1, 2, 2, 3)
+        (sent,) = read("-", [TensorSpec("file", "BYTES", (-1,))], file.getvalue())["file"]
+        assert sent == file.getvalue()
+    np.save(file := io.BytesIO(), np.array([[1, 2, 3]]))
+    assert read("-", TABLE, file.getvalue())["x"].tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("content", [b"\x93NUMPY\x01", b"\x89PNG\r\n\x1a\ncut off", b"\xff\xfe\r\x00\r1", b"\x00", b""])
+def test_what_cannot_be_read_is_the_caller_s_fault(content: bytes) -> None:
+    for specs in (TABLE, [TensorSpec("pixels", "UINT8", (-1, 2, 2, 3))]):
+        with pytest.raises(InvalidInput):
+            read("-", specs, content)
+
+
+def test_a_model_without_declared_inputs_says_what_to_do() -> None:
+    for given in ("[1, 2]", '{"x": [1, 2]}'):
+        with pytest.raises(InvalidInput, match=r"declares no inputs.*declare them"):
+            read(given, [])
 
 
 @pytest.mark.parametrize(

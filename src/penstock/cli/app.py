@@ -52,7 +52,13 @@ class LazyCommands(TyperGroup):
 
 def application() -> typer.Typer:
     """The whole command line."""
-    app = typer.Typer(cls=LazyCommands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    app = typer.Typer(
+        cls=LazyCommands,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode=None,
+    )
 
     @app.callback()
     def root() -> None:

@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from penstock.cli import inputs, load
-from penstock.cli.connection import ApiKey, CaFile, Url, connect, name_and_version, server_key, server_url
+from penstock.cli.command import Command
+from penstock.cli.connection import (
+    ApiKey,
+    CaFile,
+    ClientCert,
+    ClientKey,
+    Url,
+    connect,
+    name_and_version,
+    server_key,
+    server_url,
+    tls_of,
+)
 from penstock.cli.output import print_json, print_table
 from penstock.client import Client, Tls, calls
 from penstock.client.http1 import request
@@ -20,17 +32,18 @@ from penstock.client.options import parse_url
 from penstock.client.tensors import Ask
 from penstock.core.errors import Internal, InvalidInput, LoadError, NotReady
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=Command)
 def bench(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL[@VERSION]]", help="The model; may be left out where there is one.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="The model, or MODEL@VERSION; may be left out where there is one."),
     ] = None,
-    connections: Annotated[int, typer.Option(help="Clients at once.", min=1)] = 16,
+    connections: Annotated[int, typer.Option(metavar="NUMBER", help="Clients at once.", min=1)] = 16,
     duration: Annotated[float, typer.Option(metavar="SECONDS", help="How long.", min=0.1)] = 5.0,
-    rows: Annotated[int, typer.Option(help="Rows in each request.", min=1)] = 1,
+    rows: Annotated[int, typer.Option(metavar="NUMBER", help="Rows in each request.", min=1)] = 1,
     protocol: Annotated[str, typer.Option(metavar="http|grpc", help="Protocol to measure.")] = "http",
     grpc_address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where gRPC answers.")] = "127.0.0.1:8081",
     given: Annotated[
@@ -43,30 +56,34 @@ def bench(
     url: Url = None,
     api_key: ApiKey = None,
     ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
 ) -> None:
-    """Measures a running server from this machine: a closed loop of CONNECTIONS clients.
+    """Measures a running server with many clients at once.
 
-    Inputs are made up from the model's metadata. The split of the server's time (queue, batch, compute) comes from its
-    Server-Timing header on every 16th answer. Client and server share this machine's processors: for a true maximum
-    run it from another machine.
+    Each client sends its next request when it has the answer to the last one. Inputs are made up from the model's
+    metadata. The split of the server's time (queue, batch, compute) comes from its Server-Timing header on every 16th
+    answer. Client and server share this machine's processors: for a true maximum run it from another machine.
     """
     if protocol not in ("http", "grpc"):
         raise InvalidInput(f"--protocol is {protocol!r}; write http or grpc")
+    tls = tls_of(ca_file, client_cert, client_key)
     with contextlib.ExitStack() as stack:
         if serve is not None:
             url, grpc_address = stack.enter_context(_server(serve))
-        client = stack.enter_context(connect(url, api_key, ca_file))
+        client = stack.enter_context(connect(url, api_key, tls))
         name, version = name_and_version(model or _only_model(client))
         known = client.metadata(name, version).inputs
-        values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin)
+        values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin.buffer)
         datatypes = {spec.name: spec.datatype for spec in known}
         # One call first: a model that refuses what was made up is told here, with the server's own words.
         client.infer(name, values, version=version, datatypes=datatypes)
         ask = Ask(name, values, version, datatypes=datatypes)
         if protocol == "grpc":
-            tally = _run_grpc(ask, grpc_address, api_key, ca_file, connections, duration)
+            secure = parse_url(server_url(url)).secure  # TLS is on for both ports, or for none
+            tally = _run_grpc(ask, grpc_address, api_key, tls if secure else None, connections, duration)
         else:
-            tally = _run_http(_target(ask, url, api_key, ca_file), connections, duration)
+            tally = _run_http(_target(ask, url, api_key, tls), connections, duration)
     figures = summary(tally, connections, rows)
     if as_json:
         print_json({"model": name, "protocol": protocol, "connections": connections, "rows": rows, **figures})
@@ -111,17 +128,17 @@ def _run_http(target: load.Target, connections: int, duration_s: float) -> load.
 
 
 def _run_grpc(
-    ask: Ask, address: str, api_key: str | None, ca_file: str | None, connections: int, duration_s: float
+    ask: Ask, address: str, api_key: str | None, tls: Tls | None, connections: int, duration_s: float
 ) -> load.Tally:
     import asyncio
 
     from penstock.cli import load_grpc
 
     request = load_grpc.prepare(ask)
-    return asyncio.run(load_grpc.run(address, request, connections, duration_s, server_key(api_key), ca_file))
+    return asyncio.run(load_grpc.run(address, request, connections, duration_s, server_key(api_key), tls))
 
 
-def _target(ask: Ask, url: str | None, api_key: str | None, ca_file: str | None) -> load.Target:
+def _target(ask: Ask, url: str | None, api_key: str | None, tls: Tls) -> load.Target:
     address = parse_url(server_url(url))
     key = server_key(api_key)
     wires = []
@@ -129,8 +146,8 @@ def _target(ask: Ask, url: str | None, api_key: str | None, ca_file: str | None)
         call = calls.infer(ask, None, gzip=False, timing=timing)
         headers = {**call.headers, "Authorization": f"Bearer {key}"} if key else call.headers
         wires.append(b"".join(bytes(part) for part in request(address, call.method, call.path, headers, call.body)))
-    tls = Tls(ca_file=ca_file).context() if address.secure else None
-    return load.Target(address.host, address.port, wires[0], wires[1], tls)
+    context = tls.context() if address.secure else None
+    return load.Target(address.host, address.port, wires[0], wires[1], context)
 
 
 def _only_model(client: Client) -> str:
@@ -148,6 +165,7 @@ def _server(path: str) -> Iterator[tuple[str, str]]:
         LoadError: it ended before it was ready; why stands on standard error.
     """
     command = [sys.executable, "-m", "penstock.cli", "serve", path, "--http-port", "0", "--grpc-port", "0"]
+    command += ["--log-format", "json"]  # whatever the environment says
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -7,20 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
+from penstock.cli.command import Command
 from penstock.cli.flags import ELSEWHERE, shown, with_options
 from penstock.config import MODEL_PREFIX, PREFIX, Option, Resolved, options_of
 from penstock.runtime.options import ModelOptions, ServerOptions
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=Command)
 @with_options(server=ServerOptions, model=ModelOptions)
 def config(
-    paths: Annotated[list[str] | None, typer.Argument(metavar="[PATH]...", help="As for `penstock serve`.")] = None,
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="As for `penstock serve`.")] = None,
     trust: Annotated[list[str] | None, typer.Option("--trust", metavar="PATH", help="As for `serve`.")] = None,
     config: Annotated[
-        str | None, typer.Option("--config", metavar="FILE", help="Configuration file \\[default: ./penstock.toml].")
+        str | None, typer.Option("--config", metavar="FILE", help="Configuration file [default: ./penstock.toml].")
     ] = None,
     changed: Annotated[bool, typer.Option("--changed", help="Leave out what has its default.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -28,9 +29,10 @@ def config(
     server: dict[str, object] | None = None,
     model: dict[str, object] | None = None,
 ) -> None:
-    """Shows each option's effective value and where it came from: flag, environment, file or default.
+    """Shows each option's effective value and where it came from.
 
-    Takes what `penstock serve` takes, checks it the same way, and starts nothing.
+    That is a flag, the environment, the file or the default. Takes what `penstock serve` takes, checks it the same way,
+    and starts nothing.
     """
     if markdown:
         print(page(), end="")

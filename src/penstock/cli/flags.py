@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_origin
 
 import typer
-from rich.markup import escape
 
 from penstock.config import Option, options_of
 
@@ -54,14 +53,14 @@ def _parameter(option: Option, panel: str) -> inspect.Parameter:
     if option.annotation is bool:
         kind: Any = bool | None
         declaration = f"{option.flag}/--no-{option.flag[2:]}"
-        metavar = "SWITCH"
+        metavar = None
     else:
         kind = list[str] | None if many else str | None
         declaration = option.flag
         metavar = _metavar(option)
     info = typer.Option(
         declaration,
-        help=escape(option.doc + _default(option)),
+        help=option.doc + _default(option),
         metavar=metavar,
         show_default=False,
         rich_help_panel=panel,

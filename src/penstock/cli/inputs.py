@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,14 @@ from penstock.core.errors import InvalidInput
 from penstock.core.tensor import NUMPY_OF, Array, TensorSpec, element_count
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+# First bytes, for what comes through a pipe and has no name.
+_IMAGES_BEGIN = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+_NPY_BEGINS = b"\x93NUMPY"
+UNDECLARED = "declare them, in the model's code or under [models.NAME.inputs], or use the Python client"
 FORMS = "inline JSON, or a .json, .csv, .npy or image file, or - for standard input"
 
 
-def read(given: str, specs: Sequence[TensorSpec], stdin: Any) -> dict[str, Array]:
+def read(given: str, specs: Sequence[TensorSpec], stdin: BinaryIO) -> dict[str, Array]:
     """The inputs that `given` stands for, with the datatypes of `specs` and a batch axis where it was left out.
 
     JSON is a V2 body, `{"input name": values}`, or the values alone for a model with one input.
@@ -30,21 +34,37 @@ def read(given: str, specs: Sequence[TensorSpec], stdin: Any) -> dict[str, Array
     if given.lstrip()[:1] in ("{", "["):
         return from_json(given, specs)
     if given == "-":
-        text = stdin.read()
-        return from_json(text, specs) if text.lstrip()[:1] in ("{", "[") else from_csv(text, specs)
+        return from_pipe(stdin.read(), specs)
     path = Path(given)
     if not path.is_file():
         raise InvalidInput(f"input {given!r} is no file; give {FORMS}")
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        try:
-            return only(specs, np.load(path, allow_pickle=False), f"{path}")
-        except ValueError as error:
-            raise InvalidInput(f"{path} is no numpy file of plain numbers: {error}") from error
+        return from_npy(path.read_bytes(), specs, f"{path}")
     if suffix in IMAGES:
-        return from_image(path, specs)
+        return from_image(path.read_bytes(), specs, f"{path}")
     text = path.read_text(encoding="utf-8", errors="replace")
     return from_csv(text, specs) if suffix == ".csv" else from_json(text, specs)
+
+
+def from_pipe(content: bytes, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Told apart by the first bytes: a numpy file, an image, JSON, or else CSV.
+
+    Raises: InvalidInput."""
+    if content.startswith(_NPY_BEGINS):
+        return from_npy(content, specs, "standard input")
+    if content.startswith(_IMAGES_BEGIN) or (content[:4], content[8:12]) == (b"RIFF", b"WEBP"):
+        return from_image(content, specs, "standard input")
+    text = content.decode("utf-8-sig", errors="replace")
+    return from_json(text, specs) if text.lstrip()[:1] in ("{", "[") else from_csv(text, specs)
+
+
+def from_npy(content: bytes, specs: Sequence[TensorSpec], what: str) -> dict[str, Array]:
+    """Raises: InvalidInput."""
+    try:
+        return only(specs, np.load(io.BytesIO(content), allow_pickle=False), what)
+    except (ValueError, EOFError) as error:
+        raise InvalidInput(f"{what} is no numpy file of plain numbers: {error}") from error
 
 
 def from_json(text: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -69,7 +89,10 @@ def from_csv(text: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     have one input, and a row is a row of it. A first line that is no data is the column names.
 
     Raises: InvalidInput."""
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    except csv.Error as error:
+        raise InvalidInput(f"the input is no CSV: {error}") from error
     if not rows:
         raise InvalidInput("the CSV has no rows")
     if any(len(row) != len(rows[0]) for row in rows):
@@ -89,18 +112,18 @@ def from_csv(text: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     return only(specs, [[cell.strip() for cell in row] for row in data], "a CSV table")
 
 
-def from_image(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+def from_image(content: bytes, specs: Sequence[TensorSpec], what: str) -> dict[str, Array]:
     """The file's bytes for a BYTES input; else pixels, resized to the model's height and width, in its order of axes,
     as 0 to 1 for floats and 0 to 255 for integers.
 
     Raises: InvalidInput."""
-    spec = _one(specs, f"the image {path}")
+    spec = _one(specs, f"the image {what}")
     if spec.datatype == "BYTES":
-        content = np.empty(1, dtype=object)
-        content[0] = path.read_bytes()
-        return {spec.name: content.reshape([1] * max(1, len(spec.shape)))}
+        element = np.empty(1, dtype=object)
+        element[0] = content
+        return {spec.name: element.reshape([1] * max(1, len(spec.shape)))}
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ModuleNotFoundError as error:
         raise InvalidInput("reading an image needs Pillow: pip install pillow") from error
     if len(spec.shape) != 4:
@@ -109,8 +132,11 @@ def from_image(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Array]:
         )
     first = spec.shape[1] in (1, 3)
     channels, height, width = spec.shape[1:] if first else (spec.shape[3], spec.shape[1], spec.shape[2])
-    with Image.open(path) as file:
-        image = file.convert("L" if channels == 1 else "RGB")
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise InvalidInput(f"{what} is no image that can be read: {error}") from error
     if height > 0 and width > 0:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
@@ -161,6 +187,8 @@ def fit(spec: TensorSpec, array: Array) -> Array:
 
 
 def _one(specs: Sequence[TensorSpec], what: str) -> TensorSpec:
+    if not specs:
+        raise InvalidInput(f"the model declares no inputs, so {what} has no name to go under: {UNDECLARED}")
     needed = [spec for spec in specs if not spec.optional] or list(specs)
     if len(needed) != 1:
         names = ", ".join(spec.name for spec in specs)
@@ -172,6 +200,8 @@ def _spec(specs: Sequence[TensorSpec], name: str) -> TensorSpec:
     for spec in specs:
         if spec.name == name:
             return spec
+    if not specs:
+        raise InvalidInput(f"the model declares no inputs, so the type of '{name}' is not known: {UNDECLARED}")
     raise InvalidInput(f"the model has no input '{name}'; it has {', '.join(spec.name for spec in specs)}")
 
 

@@ -7,10 +7,12 @@ import asyncio
 import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from penstock.cli.load import Tally
+from penstock.client.options import Tls
 from penstock.client.tensors import Ask
 from penstock.core.errors import NotReady
 from penstock.core.protobuf import Schema
@@ -36,13 +38,21 @@ def prepare(ask: Ask) -> bytes:
     return made
 
 
+def _credentials(tls: Tls) -> Any:
+    import grpc
+
+    roots, cert = (Path(file).read_bytes() if file else None for file in (tls.ca_file, tls.client_cert))
+    key = Path(tls.client_key).read_bytes() if tls.client_key else cert
+    return grpc.ssl_channel_credentials(roots, key, cert)
+
+
 async def run(
-    address: str, request: bytes, connections: int, duration_s: float, api_key: str | None, ca_file: str | None
+    address: str, request: bytes, connections: int, duration_s: float, api_key: str | None, tls: Tls | None
 ) -> Tally:
     """What `connections` clients, each with a channel of its own, saw in `duration_s`.
 
     Args:
-        ca_file: the CA that signed the server's key; None is without TLS.
+        tls: None is without TLS.
 
     Raises:
         NotReady: nothing answers at `address`.
@@ -50,15 +60,15 @@ async def run(
     import grpc.aio
 
     tally = Tally()
-    roots = Path(ca_file).read_bytes() if ca_file else None  # noqa: ASYNC240  # once, before anything is measured
+    credentials = _credentials(tls) if tls else None
     metadata = [("authorization", f"Bearer {api_key}")] if api_key else []
 
     async def client(stop_at: float) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own; channels share one otherwise
-        if roots is None:
+        if credentials is None:
             channel = grpc.aio.insecure_channel(address, options)
         else:
-            channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots), options)
+            channel = grpc.aio.secure_channel(address, credentials, options)
         async with channel:
             call = channel.unary_unary(METHOD)
             while (sent_at := time.perf_counter()) < stop_at:

@@ -9,34 +9,38 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli.connection import ApiKey, CaFile, Url, connect
+from penstock.cli.command import Command
+from penstock.cli.connection import ApiKey, CaFile, ClientCert, ClientKey, Url, connect, tls_of
 from penstock.cli.output import print_json, print_table
 from penstock.client import Client
 from penstock.core.door import VersionStatus
 from penstock.core.errors import NotFound, NotReady
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=Command)
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
     ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
 ) -> None:
-    """Lists the models of a running server: versions, state, where they run, how many requests, how fast.
+    """Lists what a running server has loaded, and how it is doing.
 
     p50 and p99 are over all requests since the version was loaded, from the buckets of the server's histogram.
     """
-    with connect(url, api_key, ca_file) as client:
+    with connect(url, api_key, tls_of(ca_file, client_cert, client_key)) as client:
         rows = [_row(client, entry) for entry in client.index()]
         with contextlib.suppress(NotFound):  # servers of other makes have their metrics elsewhere
             _add_latencies(rows, client.metrics())
     if as_json:
         print_json(rows)
     elif rows:
-        print_table(rows, right=["requests", "p50 ms", "p99 ms"])
+        shown = [{key: "" if value is None else value for key, value in row.items()} for row in rows]
+        print_table(shown, right=["requests", "p50 ms", "p99 ms"])
     else:
         print("no models")
 
@@ -45,7 +49,7 @@ def _row(client: Client, entry: VersionStatus) -> dict[str, object]:
     """One version, as the index, its configuration and its statistics describe it."""
     row: dict[str, object] = {
         "model": entry.name, "version": entry.version, "state": entry.state or "never loaded", "adapter": "",
-        "executor": "", "requests": "", "p50 ms": "", "p99 ms": "", "sha256": "", "path": "",
+        "executor": "", "requests": None, "p50 ms": None, "p99 ms": None, "sha256": "", "path": "",
     }  # fmt: skip
     if entry.reason:
         row["state"] = f"{row['state']}: {entry.reason}"
@@ -88,7 +92,7 @@ def _add_latencies(rows: list[dict[str, object]], exposition: str) -> None:
         for title, share in (("p50 ms", 0.5), ("p99 ms", 0.99)):
             seconds = quantile(counts, share)
             if seconds is not None:
-                row[title] = f"{seconds * 1e3:.3g}"
+                row[title] = float(f"{seconds * 1e3:.3g}")
 
 
 def quantile(buckets: list[tuple[float, float]], share: float) -> float | None:

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import numpy as np
 import typer
 
 from penstock.cli import inputs
-from penstock.cli.connection import ApiKey, CaFile, Url, connect, name_and_version
+from penstock.cli.command import Command
+from penstock.cli.connection import ApiKey, CaFile, ClientCert, ClientKey, Url, connect, name_and_version, tls_of
 from penstock.cli.output import print_json, print_table
-from penstock.core.errors import InvalidInput
+from penstock.client import Client
+from penstock.core.errors import InvalidInput, NotFound, Unsupported
 from penstock.core.tensor import Array, datatype_of
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 # An output's row with more values than this is shown by its shape only.
 SHOWN_VALUES = 12
 
 
-@app.command()
+@app.command(cls=Command)
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL[@VERSION]", help="The model, as `penstock models` names it.")],
-    given: Annotated[str | None, typer.Argument(metavar="INPUT", help=f"{inputs.FORMS.capitalize()}.")] = None,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model, as `penstock models` names it; or MODEL@VERSION.")
+    ],
+    given: Annotated[
+        str | None, typer.Argument(metavar="INPUT", help=f"{inputs.FORMS[0].upper()}{inputs.FORMS[1:]}.")
+    ] = None,
     made_up: Annotated[bool, typer.Option("--made-up", help="Send made-up values instead of an input.")] = False,
-    rows: Annotated[int, typer.Option(help="Rows of made-up values.", min=1)] = 1,
+    rows: Annotated[int, typer.Option(metavar="NUMBER", help="Rows of made-up values.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one list per output.")] = False,
     timing: Annotated[bool, typer.Option("--timing", help="Also show where the time went, in the server.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
     ca_file: CaFile = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
 ) -> None:
     """Asks a running server for one prediction.
+
+    The answers of a model that streams are printed as they come.
 
     JSON is `{"input name": values}`, or the values alone for a model with one input, or a whole V2 request body.
     A CSV table has one row per row of the batch; an image is resized to what the model takes.
@@ -44,9 +55,12 @@ def predict(
     if made_up == (given is not None):
         raise InvalidInput(f"give an INPUT ({inputs.FORMS}), or --made-up")
     name, version = name_and_version(model)
-    with connect(url, api_key, ca_file, timing=timing) as client:
+    with connect(url, api_key, tls_of(ca_file, client_cert, client_key), timing=timing) as client:
         known = client.metadata(name, version).inputs
-        values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin)
+        values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin.buffer)
+        if _streams(client, name, version):
+            _print_stream(client.stream(name, values, version=version), as_json)
+            return
         datatypes = {spec.name: spec.datatype for spec in known}
         result = client.infer(name, values, version=version, datatypes=datatypes)
     if as_json:
@@ -57,6 +71,33 @@ def predict(
     if timing:
         split = "  ".join(f"{part} {seconds * 1e3:.3f} ms" for part, seconds in result.timings.items())
         print(f"server time: {split or 'not told'}", file=sys.stderr)
+
+
+def _streams(client: Client, name: str, version: str) -> bool:
+    """Whether the model may give any number of answers; servers of other makes may not say."""
+    try:
+        policy = client.config(name, version).get("model_transaction_policy")
+    except (NotFound, Unsupported, InvalidInput):
+        return False
+    return isinstance(policy, dict) and policy.get("decoupled") is True
+
+
+def _print_stream(answers: Iterable[Mapping[str, object]], as_json: bool) -> None:
+    """Each answer when it comes: a line of JSON, or of a table whose titles stand before the first."""
+    titles: list[str] = []
+    for answer in answers:
+        outputs = {key: value for key, value in answer.items() if key not in ("id", "model_name", "model_version")}
+        if as_json:
+            print(json.dumps(outputs, ensure_ascii=False), flush=True)
+            continue
+        if list(outputs) != titles:
+            titles = list(outputs)
+            print("\t".join(titles))
+        print("\t".join(_flat(value) for value in outputs.values()), flush=True)
+
+
+def _flat(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def table(outputs: Mapping[str, Array]) -> list[dict[str, object]]:

@@ -6,26 +6,27 @@ from typing import Annotated
 
 import typer
 
+from penstock.cli.command import Command
 from penstock.cli.flags import with_options
 from penstock.core.errors import InvalidInput
 from penstock.runtime.options import ModelOptions, ServerOptions
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(no_args_is_help=False)
+@app.command(cls=Command)
 @with_options(server=ServerOptions, model=ModelOptions)
 def serve(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH]...", help="Model files, folders of numbered versions, or `file.py:Name`."),
+        typer.Argument(metavar="PATH", help="Model files, folders of numbered versions, or `file.py:Name`."),
     ] = None,
     trust: Annotated[
         list[str] | None,
         typer.Option("--trust", metavar="PATH", help="Allow the pickled files of this PATH: they can run any code."),
     ] = None,
     config: Annotated[
-        str | None, typer.Option("--config", metavar="FILE", help="Configuration file \\[default: ./penstock.toml].")
+        str | None, typer.Option("--config", metavar="FILE", help="Configuration file [default: ./penstock.toml].")
     ] = None,
     server: dict[str, object] | None = None,
     model: dict[str, object] | None = None,
@@ -33,7 +34,7 @@ def serve(
     """Serves models over HTTP and gRPC until SIGTERM or Ctrl-C.
 
     Every option can also stand in the environment (--http-port is PENSTOCK_HTTP_PORT, --workers is
-    PENSTOCK_MODEL_WORKERS) and in the file (\\[server], \\[defaults], \\[models.NAME]); flags win. Model options given
+    PENSTOCK_MODEL_WORKERS) and in the file ([server], [defaults], [models.NAME]); flags win. Model options given
     as flags hold for every model. `penstock config` shows each effective value and where it came from.
     """
     import uvloop

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 import penstock
+from penstock.cli.command import Command
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 FRAMEWORKS = (
     "onnxruntime", "scikit-learn", "skops", "xgboost", "lightgbm", "catboost", "torch", "tensorflow", "transformers",
@@ -18,9 +19,9 @@ FRAMEWORKS = (
 )  # fmt: skip
 
 
-@app.command()
+@app.command(cls=Command)
 def version(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Shows the versions of Penstock, Python and the frameworks found here."""
+    """Shows the versions of Penstock, Python and the frameworks here."""
     found = {"penstock": penstock.__version__, "python": platform.python_version()}
     for name in FRAMEWORKS:
         try:
