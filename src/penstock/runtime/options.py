@@ -25,7 +25,12 @@ class ServerOptions:
     http_port: int = option(8080, "HTTP port; 0 takes a free one.", minimum=0, maximum=65535)
     grpc_port: int = option(8081, "gRPC port; 0 takes a free one.", minimum=0, maximum=65535)
     grpc: bool = option(True, "Listen for gRPC.")
-    fronts: int = option(1, "Front processes that share both ports and the workers; each holds inline models itself.", minimum=1, maximum=1024)
+    fronts: int = option(
+        1,
+        "Front processes that share both ports and the workers; each holds inline models itself.",
+        minimum=1,
+        maximum=1024,
+    )
     api_key: str | None = option(None, "Key that clients send as `Authorization: Bearer …`.", secret=True)
     api_key_file: str | None = option(None, "File with one API key per line.")
     allow_anonymous: bool = option(False, "Allow a non-loopback listener without an API key.")
