@@ -88,9 +88,12 @@ def test_what_cannot_be_read_is_the_caller_s_fault(content: bytes) -> None:
 
 
 def test_a_model_without_declared_inputs_says_what_to_do() -> None:
-    for given in ("[1, 2]", '{"x": [1, 2]}'):
-        with pytest.raises(InvalidInput, match=r"declares no inputs.*declare them"):
-            read(given, [])
+    with pytest.raises(InvalidInput, match="declares no inputs: name them"):
+        read("[1, 2]", [])
+    with pytest.raises(InvalidInput, match="make up"):
+        inputs.made_up([], rows=1)
+    made = read('{"x": [1, 2], "word": "a"}', [])
+    assert (made["x"].dtype, made["x"].tolist(), made["word"].tolist()) == (np.int64, [1, 2], b"a")
 
 
 @pytest.mark.parametrize(

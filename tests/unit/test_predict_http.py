@@ -9,6 +9,7 @@ import pytest
 from http_calls import Calls, body_of, json_of
 from numpy_door import NumpyDoor, numpy_model
 
+from penstock.core.tensor import datatype_of
 from penstock.protocols import HttpResponse
 from penstock.protocols.predict_http import plug
 
@@ -208,3 +209,36 @@ async def test_several_outputs_need_a_choice_for_csv(call: Calls) -> None:
     assert body_of(await get(call, "people", "text/csv", rows, "?output=next")) == b"2\n"
     assert (await get(call, "people", "text/csv", rows, "?output=q")).status == 400
     assert json_of(await get(call, "people", "*/*", rows, "?output=name"))["predictions"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"x": [1, 2]}', ("INT64", [1, 2])),
+        (b'{"inputs": {"x": [[1, 2.5]]}}', ("FP64", [[1.0, 2.5]])),
+        (b'[{"x": true}, {"x": false}]', ("BOOL", [True, False])),
+        (b'{"x": "word"}', ("BYTES", b"word")),
+    ],
+)
+async def test_inputs_that_nobody_declared_are_what_json_says(
+    call: Calls, door: NumpyDoor, body: bytes, expected: tuple[str, Any]
+) -> None:
+    seen: list[Any] = []
+    door.served["any"] = numpy_model(
+        {}, {"y": "f8[n]"}, predict=lambda inputs, _: seen.append(inputs["x"]) or {"y": np.zeros(1)}
+    )
+    assert await ask(call, "any", body) == [0.0]
+    (array,) = seen
+    assert (datatype_of(array), array.tolist()) == expected
+
+
+@pytest.mark.parametrize(
+    "body", [b"[1, 2]", b"1,2", npy(np.zeros(2)), PNG, b'{"x": [[1], [1, 2]]}', b'{"x": [1, "a"]}', b'{"x": null}', b""]
+)
+async def test_what_has_no_name_or_no_type_is_refused_with_what_to_do(
+    call: Calls, door: NumpyDoor, body: bytes
+) -> None:
+    door.served["any"] = numpy_model({}, {"y": "f8[n]"}, predict=lambda inputs, _: {"y": np.zeros(1)})
+    response = await call("POST", "/predict/any", body)
+    assert response.status == 400
+    assert "takes nothing" not in json_of(response)["error"]

@@ -56,6 +56,13 @@ async def test_inputs_are_columns_or_the_one_input(call: Calls) -> None:
     assert await predict(call, "people", inputs=columns) == {"predictions": {"name": ["a", "b"], "next": [2, 3]}}
 
 
+async def test_inputs_that_nobody_declared_are_what_json_says(call: Calls, door: NumpyDoor) -> None:
+    door.served["any"] = numpy_model({}, {"y": "f8[n]"}, predict=lambda inputs, _: {"y": inputs["x"] * 2})
+    assert await predict(call, "any", instances=[{"x": 1}, {"x": 2}]) == {"predictions": [2, 4]}
+    assert await predict(call, "any", inputs={"x": [0.5]}) == {"predictions": [1.0]}
+    assert await predict(call, "any", instances=[1, 2]) == 400
+
+
 async def test_several_outputs_of_rows_are_rows(call: Calls) -> None:
     expected = {"predictions": [{"name": "a", "next": 2}, {"name": "b", "next": 3}]}
     rows = [{"name": "a", "age": 1}, {"name": "b", "age": 2}]

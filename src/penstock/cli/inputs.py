@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.core.errors import InvalidInput
+from penstock.core.json_rows import UNDECLARED, spec_of_value
+from penstock.core.json_tensor import array_of_value
 from penstock.core.tensor import NUMPY_OF, Array, TensorSpec, element_count
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 # First bytes, for what comes through a pipe and has no name.
 _IMAGES_BEGIN = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 _NPY_BEGINS = b"\x93NUMPY"
-UNDECLARED = "declare them, in the model's code or under [models.NAME.inputs], or use the Python client"
 FORMS = "inline JSON, or a .json, .csv, .npy or image file, or - for standard input"
 
 
@@ -79,6 +80,8 @@ def from_json(text: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
             raise InvalidInput("each of `inputs` needs name, shape, datatype and data")
         arrays = {str(item["name"]): _array(_spec(specs, str(item["name"])), item["data"]) for item in given}
         return {str(item["name"]): _reshape(arrays[str(item["name"])], item["shape"], item["name"]) for item in given}
+    if isinstance(value, Mapping) and not specs:
+        return {name: array_of_value(data, spec_of_value(name, data)) for name, data in value.items()}
     if isinstance(value, Mapping):
         return {name: fit(_spec(specs, name), _array(_spec(specs, name), data)) for name, data in value.items()}
     return only(specs, value, "a JSON list")
@@ -148,7 +151,11 @@ def from_image(content: bytes, specs: Sequence[TensorSpec], what: str) -> dict[s
 
 def made_up(specs: Sequence[TensorSpec], rows: int) -> dict[str, Array]:
     """Values of the right type: noise between 0 and 1 for floats, zeros and ones for integers, short texts.
-    Axis 0 has `rows` where it may have any length; other open axes have length 1."""
+    Axis 0 has `rows` where it may have any length; other open axes have length 1.
+
+    Raises: InvalidInput: nothing is declared."""
+    if not specs:
+        raise InvalidInput("the model declares no inputs: nobody knows what to make up")
     random = np.random.default_rng(0)
     made: dict[str, Array] = {}
     for spec in specs:
@@ -188,7 +195,7 @@ def fit(spec: TensorSpec, array: Array) -> Array:
 
 def _one(specs: Sequence[TensorSpec], what: str) -> TensorSpec:
     if not specs:
-        raise InvalidInput(f"the model declares no inputs, so {what} has no name to go under: {UNDECLARED}")
+        raise InvalidInput(f"{what} has no name: {UNDECLARED}")
     needed = [spec for spec in specs if not spec.optional] or list(specs)
     if len(needed) != 1:
         names = ", ".join(spec.name for spec in specs)
@@ -200,8 +207,6 @@ def _spec(specs: Sequence[TensorSpec], name: str) -> TensorSpec:
     for spec in specs:
         if spec.name == name:
             return spec
-    if not specs:
-        raise InvalidInput(f"the model declares no inputs, so the type of '{name}' is not known: {UNDECLARED}")
     raise InvalidInput(f"the model has no input '{name}'; it has {', '.join(spec.name for spec in specs)}")
 
 

@@ -38,8 +38,8 @@ def announce(status: ServerStatus, options: ServerOptions) -> None:
     if not text:
         serving = {"event": "serving", "http": status.http_url, "grpc": status.grpc_address or "", "pid": status.pid}
         print(json.dumps(serving), flush=True)
-    elif status.models:
-        out().print(f"[dim]try[/]    {escape(call(status.http_url, status.models[0], options))}")
+    elif calls := [call for model in status.models if (call := call_of(status.http_url, model, options))]:
+        out().print(f"[dim]try[/]    {escape(calls[0])}")
 
 
 def describe(status: ServerStatus, model: ModelDescription) -> dict[str, object]:
@@ -54,16 +54,20 @@ def describe(status: ServerStatus, model: ModelDescription) -> dict[str, object]
     }
 
 
-def call(http_url: str, model: ModelDescription, options: ServerOptions) -> str:
-    """A command that gets an answer: curl with made-up values, or `penstock predict` where they would be too many."""
+def call_of(http_url: str, model: ModelDescription, options: ServerOptions) -> str:
+    """A command that gets an answer: curl with made-up values, or `penstock predict` where they would be too many.
+    Empty for a model that declares no inputs: nobody knows what it takes."""
     specs = [spec for spec in model.signature.inputs if not spec.optional]
+    if not specs:
+        return ""
+    http_url = http_url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")  # where one can call
     parts = ["curl", "-s"]
     if options.tls_cert is not None:
         parts += ["--cacert", options.tls_cert]
     header = ""
     if options.api_key is not None or options.api_key_file is not None:
         header = ' -H "Authorization: Bearer $PENSTOCK_API_KEY"'  # in double quotes: the shell fills in the key
-    if not specs or sum(element_count(concrete(spec)) for spec in specs) > SHORT_ENOUGH:
+    if sum(element_count(concrete(spec)) for spec in specs) > SHORT_ENOUGH:
         return shlex.join(["penstock", "predict", model.name, "--made-up", "--url", http_url])
     body = json.dumps({"inputs": [example(spec) for spec in specs]}, separators=(",", ":"))
     return shlex.join([*parts, f"{http_url}/v2/models/{model.name}/infer"]) + header + " -d " + shlex.quote(body)

@@ -14,7 +14,7 @@ import numpy as np
 
 from penstock.core.errors import InvalidInput
 from penstock.core.json_body import read_json
-from penstock.core.json_rows import columns_of_rows, inputs_of_columns
+from penstock.core.json_rows import UNDECLARED, columns_of_rows, inputs_of_columns
 from penstock.core.servable import Signature
 from penstock.core.tensor import Array, TensorSpec
 from penstock.protocols import Buffer
@@ -37,8 +37,10 @@ def read(body: Buffer, content_type: str, signature: Signature) -> dict[str, Arr
     try:
         return _read(memoryview(body), content_type.partition(";")[0].strip().lower(), specs)
     except InvalidInput as error:
+        if not specs:
+            raise
         takes = ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in specs)
-        raise type(error)(f"{error.message} (the model takes {takes or 'nothing'})") from None
+        raise type(error)(f"{error.message} (the model takes {takes})") from None
 
 
 def _read(body: memoryview, kind: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -80,6 +82,8 @@ def _inputs(value: object, specs: Sequence[TensorSpec]) -> dict[str, Array]:
 
 
 def _only(specs: Sequence[TensorSpec], what: str) -> TensorSpec:
+    if not specs:
+        raise InvalidInput(f"{what} has no name: {UNDECLARED}")
     if len(specs) != 1:
         raise InvalidInput(f"{what} is one input, the model has {len(specs)}: name them in JSON")
     return specs[0]
