@@ -131,14 +131,15 @@ class Manager:
             return NotFound(f"no model '{model}'; ready models: {known}")
         if not version:
             return NotReady(_reasons(model, entry), retry_after_s=1)
-        number = int(version) if version.isdecimal() else entry.wished.options.labels.get(version)
-        if number is None:
+        # Compared as text: "01" is no name of version 1, and digits may be more than Python turns into a number.
+        number = str(entry.wished.options.labels.get(version, version))
+        if not number.isdecimal():
             labels = ", ".join(entry.wished.options.labels) or "none"
-            return NotFound(f"model '{model}' has no label '{version}'; labels: {labels}")
-        held = entry.versions.get(number)
+            return NotFound(f"model '{model}' has no label '{version[:40]}'; labels: {labels}")
+        held = next((held for known, held in entry.versions.items() if str(known) == number), None)
         if held is None or (held.state == lifecycle.UNAVAILABLE and not held.reason):
             ready = ", ".join(str(n) for n in sorted(_ready(entry))) or "none"
-            return NotFound(f"model '{model}' has no version {number}; ready versions: {ready}")
+            return NotFound(f"model '{model}' has no version {number[:40]}; ready versions: {ready}")
         return NotReady(
             f"model '{model}' version {number} is {held.state}{': ' + held.reason if held.reason else ''}",
             retry_after_s=1,
@@ -221,6 +222,7 @@ class Manager:
     def _start_load(self, name: str, entry: _Model, version: WishedVersion) -> None:
         current = entry.versions.get(version.number)
         if current is not None and current.loaded is not None:
+            current.reason = ""
             current.fingerprint = version.fingerprint  # being replaced: it serves until its successor is ready
         else:
             entry.versions[version.number] = _Version(lifecycle.LOADING, version.fingerprint)
@@ -250,6 +252,8 @@ class Manager:
             if previous is None:
                 self._metrics.forget(name, str(version.number))
                 entry.versions[version.number] = _Version(lifecycle.UNAVAILABLE, version.fingerprint, message)
+            elif (serving := entry.versions.get(version.number)) is not None:
+                serving.reason = f"not replaced: {message}"
             return
         entry.versions[version.number] = _Version(lifecycle.READY, version.fingerprint, loaded=loaded)
         self._rebuild()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from penstock.runtime.triton_config import options_from_config
 
 log = logging.getLogger("penstock.repository")
 
+_PATH_FAULTS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # of what the caller named
+
 
 class ModelRepository:
     """What could be loaded, and which of it is asked for."""
@@ -34,6 +37,7 @@ class ModelRepository:
         self._folders: dict[str, Path] = {}
         self._poller: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
+        self._loads: set[asyncio.Task[None]] = set()
         self._last_trouble = ""
 
     async def start(self) -> None:
@@ -58,8 +62,17 @@ class ModelRepository:
             self._poller = asyncio.get_running_loop().create_task(self._poll())
 
     async def load(self, model: str, config: Mapping[str, object] | None, files: Mapping[str, bytes] | None) -> None:
-        """Returns once the model answers as it is wished now. Raises: see `core.door.Door.load`."""
+        """Returns once the model answers as it is wished now. Raises: see `core.door.Door.load`.
+
+        What was begun is brought to its end even if the caller leaves: half of it is neither the old state nor the new.
+        """
         self._must_be_explicit("load")
+        work = asyncio.get_running_loop().create_task(self._load(model, config, files))
+        self._loads.add(work)
+        work.add_done_callback(self._loaded)
+        await asyncio.shield(work)
+
+    async def _load(self, model: str, config: Mapping[str, object] | None, files: Mapping[str, bytes] | None) -> None:
         async with self._lock:
             await self._look()
             if files and not config:
@@ -90,7 +103,7 @@ class ModelRepository:
                     if not asked_before and not self._manager.ready_versions(model):
                         self._asked.discard(model)
                     raise LoadError(f"failed to load '{model}': {reason}")
-            except PenstockError:
+            except BaseException:
                 self._restore(model, previous, previous_folder, folder)
                 raise
             if previous_folder is not None:
@@ -113,14 +126,22 @@ class ModelRepository:
         return sorted(set(self._offered) - set(self._manager.known()))
 
     async def close(self) -> None:
-        """Stops polling and removes files that calls brought."""
+        """Stops polling and loading, and removes files that calls brought."""
         if self._poller is not None:
             self._poller.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._poller
+        for work in self._loads:
+            work.cancel()
+        await asyncio.gather(*self._loads, return_exceptions=True)
         for folder in self._folders.values():
             shutil.rmtree(folder, ignore_errors=True)
         self._folders.clear()
+
+    def _loaded(self, work: asyncio.Task[None]) -> None:
+        self._loads.discard(work)
+        if not work.cancelled():
+            work.exception()  # seen: the caller may have left
 
     def _must_be_explicit(self, verb: str) -> None:
         if self._options.model_control != "explicit":
@@ -161,9 +182,13 @@ class ModelRepository:
                 log.exception("poll_failed")
 
     def _failure(self, model: str) -> str | None:
-        wanted = [status for status in self._manager.index() if status.name == model]
+        # A version that serves has a reason when what should have replaced it failed.
         failed = [
-            status for status in wanted if status.state == "UNAVAILABLE" and status.reason not in ("", "unloaded")
+            status
+            for status in self._manager.index()
+            if status.name == model
+            and status.state in ("UNAVAILABLE", "READY")
+            and status.reason not in ("", "unloaded")
         ]
         if failed:
             return "; ".join(f"version {status.version}: {status.reason}" for status in failed)
@@ -183,14 +208,20 @@ class ModelRepository:
 
     def _from_folder(self, model: str, folder: Path) -> WishedModel:
         base = self._offered[model].options if model in self._offered else ModelOptions()
-        found = LocalSource([dataclasses.replace(base, name=model, path=str(folder))]).poll()
+        # Whoever trusted the model's own files did not mean those of a call.
+        found = LocalSource([dataclasses.replace(base, name=model, path=str(folder), trust=False)]).poll()
         if model not in found:
             raise InvalidInput("the files of the call hold no model; name them like `file:1/model.onnx`")
         return found[model]
 
 
 def _write_files(files: Mapping[str, bytes]) -> Path:
-    """A new private folder with the call's files. Raises: InvalidInput for a path that would leave it."""
+    """A new private folder with the call's files.
+
+    Raises:
+        InvalidInput: a path would leave the folder, is too long, or is a file and a folder at once.
+        LoadError: they cannot be written here.
+    """
     folder = Path(tempfile.mkdtemp(prefix="penstock-load-"))
     try:
         for name, data in files.items():
@@ -198,8 +229,12 @@ def _write_files(files: Mapping[str, bytes]) -> Path:
             if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name or "\\" in name:
                 raise InvalidInput(f"file path {name!r}: write a relative path without '..', such as `1/model.onnx`")
             target = folder.joinpath(*path.parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            except OSError as error:
+                kind = InvalidInput if error.errno in _PATH_FAULTS else LoadError
+                raise kind(f"file path {name[:100]!r} cannot be written: {error.strerror}") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

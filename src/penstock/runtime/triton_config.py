@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from penstock.config import options_of
 from penstock.core.errors import InvalidInput
 from penstock.runtime.options import ModelOptions
 
@@ -18,7 +19,7 @@ def options_from_config(config: Mapping[str, object], options: ModelOptions) -> 
     """`options` with what `config` overrides.
 
     Raises:
-        InvalidInput: a field that cannot take effect here, or a value of the wrong kind.
+        InvalidInput: a field that cannot take effect here, or a value of the wrong kind or outside an option's range.
     """
     changes: dict[str, object] = {}
     for name, value in config.items():
@@ -43,7 +44,9 @@ def options_from_config(config: Mapping[str, object], options: ModelOptions) -> 
         else:
             known = "max_batch_size, version_policy, instance_group, dynamic_batching, parameters"
             raise InvalidInput(f"config field '{name}' has no effect here; those that have: {known}")
-    return dataclasses.replace(options, **changes)  # type: ignore[arg-type]  # names and kinds are checked above
+    known_options = options_of(ModelOptions)
+    checked = {name: known_options[name].read(value, "config") for name, value in changes.items()}
+    return dataclasses.replace(options, **checked)  # type: ignore[arg-type]  # `read` gives each its type
 
 
 def _of(value: object) -> Mapping[str, object]:

@@ -1,0 +1,144 @@
+"""Load calls and lookups of a manager and a repository with real workers, without listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pickle
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from penstock.core.errors import InvalidInput, LoadError, NotFound
+from penstock.runtime.manager import Manager
+from penstock.runtime.options import ModelOptions, ServerOptions
+from penstock.runtime.repository import ModelRepository
+from penstock.runtime.sources import Source
+from penstock.runtime.sources.memory import MemorySource
+from penstock.telemetry.metrics import Metrics
+
+CODE = b"""
+import penstock
+
+@penstock.model(inputs={"x": "f8[n]"}, outputs={"y": "f8[n]"})
+def model(x):
+    return {"y": x}
+"""
+
+
+@contextlib.asynccontextmanager
+async def explicit(source: Source) -> AsyncIterator[tuple[ModelRepository, Manager]]:
+    manager = Manager(Metrics(), 2)
+    repository = ModelRepository([source], manager, ServerOptions(model_control="explicit", load_models=("*",)))
+    await repository.start()
+    manager.started = True
+    try:
+        yield repository, manager
+    finally:
+        await repository.close()
+        await manager.close(5)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    (tmp_path / "own.py").write_bytes(CODE)
+    return MemorySource([ModelOptions(name="m", path=f"{tmp_path}/own.py:model")])
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files of calls are written."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "calls"))
+    (tmp_path / "calls").mkdir()
+    return tmp_path / "calls"
+
+
+def left(temporary: Path) -> list[Path]:
+    return sorted(temporary.iterdir())
+
+
+async def until(claim: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not claim():  # noqa: ASYNC110  # what is waited for lies on a disk
+            await asyncio.sleep(0.01)
+
+
+def children() -> int:
+    return len(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"instance_group": [{"count": 0}]},
+        {"instance_group": [{"count": 100_000}]},
+        {"dynamic_batching": {"max_queue_delay_microseconds": 10**12}},
+    ],
+)
+async def test_config_of_a_call_keeps_the_ranges_of_the_options(source: Source, config: Mapping[str, object]) -> None:
+    before = children()
+    async with explicit(source) as (repository, manager):
+        with pytest.raises(InvalidInput, match="allowed is"):
+            await repository.load("m", config, None)
+        assert manager.names() == ["m"]
+    assert children() == before
+
+
+@pytest.mark.parametrize("files", [{"a": b"", "a/b": b""}, {"a" * 300: b""}])
+async def test_files_that_cannot_be_written_leave_what_was_loaded_before(
+    source: Source, temporary: Path, files: Mapping[str, bytes]
+) -> None:
+    async with explicit(source) as (repository, manager):
+        await repository.load("m", {"backend": "python"}, {"1/model.py": CODE})
+        path = manager.find("m", "").path
+        with pytest.raises(InvalidInput, match="cannot be written"):
+            await repository.load("m", {"backend": "python"}, files)
+        await repository.load("m", None, None)  # the model's own files again
+        assert manager.find("m", "").path != path
+        assert left(temporary) == []
+
+
+async def test_load_whose_caller_leaves_is_brought_to_its_end(source: Source, temporary: Path) -> None:
+    async with explicit(source) as (repository, manager):
+        await repository.load("m", {"backend": "python"}, {"1/model.py": CODE})
+        first = manager.find("m", "").path
+        call = asyncio.create_task(repository.load("m", {"backend": "python"}, {"1/model.py": CODE}))
+        await until(lambda: len(left(temporary)) == 2)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await until(lambda: not first.exists())
+        assert [manager.find("m", "").path.parent] == left(temporary)
+    assert left(temporary) == []
+
+
+async def test_trust_in_a_models_own_files_is_none_in_those_of_a_call(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from sklearn.linear_model import LinearRegression
+
+    pickled = pickle.dumps(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
+    (tmp_path / "own.pkl").write_bytes(pickled)
+    source = MemorySource([ModelOptions(name="m", path=str(tmp_path / "own.pkl"), trust=True)])
+    async with explicit(source) as (repository, manager):
+        with pytest.raises(LoadError, match="trust"):
+            await repository.load("m", {"backend": "sklearn"}, {"1/model.pkl": pickled})
+        assert manager.names() == ["m"]
+
+
+@pytest.mark.parametrize("version", ["01", "2", "9" * 5000, "stable"])
+async def test_what_is_no_version_is_not_found(source: Source, version: str) -> None:
+    async with explicit(source) as (_, manager):
+        with pytest.raises(NotFound):
+            manager.find("m", version)
+
+
+async def test_load_that_cannot_replace_what_serves_says_so(source: Source) -> None:
+    async with explicit(source) as (repository, manager):
+        path = manager.find("m", "").path
+        with pytest.raises(LoadError, match="broken"):
+            await repository.load("m", {"backend": "python"}, {"1/model.py": b"raise RuntimeError('broken')"})
+        assert manager.find("m", "").path == path
+        await repository.load("m", {"backend": "python"}, {"1/model.py": CODE})
+        assert [status.reason for status in manager.index()] == [""]
