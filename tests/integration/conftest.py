@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from pathlib import Path
 import pytest
 
 START_S = 60.0
+
+# Whose penstock is served: tests that run in an environment of other packages name the main one's interpreter.
+PYTHON = os.environ.get("SERVER_PYTHON", sys.executable)
 
 
 @dataclass
@@ -70,7 +74,7 @@ def start(
     log = folder / "server.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "penstock.cli", "serve", "--config", str(config), *serve],
+            [PYTHON, "-m", "penstock.cli", "serve", "--config", str(config), *serve],
             stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder.parent,
         )  # fmt: skip
     assert process.stdout is not None
