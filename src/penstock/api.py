@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import sys
 import threading
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from penstock.core.declare import Batch
     from penstock.core.door import ModelDescription
     from penstock.runtime.server import ServerStatus
+
+log = logging.getLogger("penstock.api")
 
 Target = str | os.PathLike[str] | Callable[..., object]
 
@@ -57,7 +60,14 @@ def serve(
 
     configuration = _configuration("penstock.serve", target, artifact, batch, options)
     models = [model.value for model in configuration.models]
-    uvloop.run(run(configuration.server.value, models, on_ready=on_ready))
+
+    def ready(status: ServerStatus) -> None:
+        names = ", ".join(f"{model.name}@{model.version}" for model in status.models)
+        log.info("serving", extra={"models": names, "http": status.http_url, "grpc": status.grpc_address or ""})
+        if on_ready is not None:
+            on_ready(status)
+
+    uvloop.run(run(configuration.server.value, models, on_ready=ready))
 
 
 class Server:

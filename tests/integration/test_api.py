@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -27,13 +28,13 @@ class Doubler:
 
 
 def test_a_server_answers_while_its_block_lasts_and_is_gone_after() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with penstock.Server(double, workers=1) as server:
         assert server.models[0].name == "double"
         with penstock.Client(server.http_url) as client:
             assert client.infer("double", {"x": np.array([1, 2], "f4")})["y"].tolist() == [2, 4]
         url = server.http_url
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # other tests' threads may end meanwhile
     with penstock.Client(url, retries=0) as client, pytest.raises(PenstockError):
         client.live()
 
@@ -107,6 +108,8 @@ def test_serve_in_a_program_serves_until_it_is_told_to_stop(tmp_path: Path) -> N
         [sys.executable, "app.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stdout) == (0, "same\nstopped\n"), done.stderr
+    (serving,) = (event for event in map(json.loads, done.stderr.splitlines()) if event["event"] == "serving")
+    assert serving["models"] == "same@1" and serving["http"].startswith("http://127.0.0.1:")
 
 
 def test_serve_without_the_main_guard_is_refused_instead_of_starting_servers_in_workers(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import penstock
 from penstock.client import calls, http1, retry, tensors
 from penstock.client.http1 import Reply
 from penstock.client.options import parse_url
-from penstock.core.errors import Internal, InvalidInput
+from penstock.core.errors import Internal, InvalidInput, NotFound
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,13 @@ def test_a_ready_answer_may_be_empty_or_say_so() -> None:
     assert read(Reply(200, {}, b'{"ready": true}', True))
     assert not read(Reply(200, {}, b'{"ready": false}', True))
     assert not read(Reply(503, {}, b'{"error": "starting"}', True))
+
+
+def test_an_unknown_model_is_not_ready_but_an_unknown_protocol_is_an_error() -> None:
+    unknown = Reply(404, {}, b'{"error": "no model"}', True)
+    assert calls.ready("m", "").read(unknown) is False
+    with pytest.raises(NotFound):
+        calls.ready("", "").read(unknown)
 
 
 def test_statistics_in_foreign_forms_are_read_or_refused_clearly() -> None:

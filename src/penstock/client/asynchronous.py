@@ -127,7 +127,9 @@ class AsyncClient:
         return await self._run(calls.live(), self._deadline(None))
 
     async def ready(self, model: str = "", version: str | int = "") -> bool:
-        """Whether the server, or one model, can answer requests. Raises NotReady when it cannot be reached."""
+        """Whether the server, or one model, can answer requests; a model that it does not know cannot.
+
+        Raises NotReady when the server cannot be reached."""
         return await self._run(calls.ready(model, str(version)), self._deadline(None))
 
     async def models(self) -> list[str]:

@@ -128,8 +128,9 @@ def live() -> Call[bool]:
 
 def ready(model: str, version: str) -> Call[bool]:
     """Whether the server, or one model, can answer requests."""
-    path = f"{model_path(model, version)}/ready" if model else "/v2/health/ready"
-    return Call("GET", path, _claim, repeatable=True)
+    if not model:
+        return Call("GET", "/v2/health/ready", _claim, repeatable=True)
+    return Call("GET", f"{model_path(model, version)}/ready", _model_claim, repeatable=True)
 
 
 def server() -> Call[Json]:
@@ -251,6 +252,10 @@ def _claim(reply: Reply) -> bool:
     except orjson.JSONDecodeError:
         return True
     return not (isinstance(said, dict) and False in (said.get("live"), said.get("ready")))
+
+
+def _model_claim(reply: Reply) -> bool:
+    return reply.status != 404 and _claim(reply)  # what the server does not know cannot answer, as over gRPC
 
 
 def _read_result(reply: Reply) -> Result:

@@ -126,7 +126,9 @@ class Client:
         return self._run(calls.live(), self._deadline(None))
 
     def ready(self, model: str = "", version: str | int = "") -> bool:
-        """Whether the server, or one model, can answer requests. Raises NotReady when it cannot be reached."""
+        """Whether the server, or one model, can answer requests; a model that it does not know cannot.
+
+        Raises NotReady when the server cannot be reached."""
         return self._run(calls.ready(model, str(version)), self._deadline(None))
 
     def models(self) -> list[str]:
@@ -224,7 +226,7 @@ class Client:
         except (ConnectionEnded, OSError) as error:
             if call.repeatable and not fresh:
                 return None
-            raise WorkerLost(f"the connection broke before the answer was there: {error!r}") from error
+            raise WorkerLost("the connection broke before the answer was there") from error
         finally:
             if keep:
                 self._pool.give_back(connection)
@@ -252,7 +254,7 @@ class Client:
         except TimeoutError:
             raise DeadlineExceeded("no answer in time") from None
         except (ConnectionEnded, OSError) as error:
-            raise WorkerLost(f"the connection broke before the stream's end: {error!r}") from error
+            raise WorkerLost("the connection broke before the stream's end") from error
         finally:
             if keep:
                 self._pool.give_back(connection)
