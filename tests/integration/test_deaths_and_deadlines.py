@@ -112,3 +112,30 @@ async def test_expected_wait_counts_every_slot_of_an_asyncio_worker(tmp_path: Pa
             asked.append(version.batcher.submit(request(0.3, 1.5), None, 1))
             await asyncio.sleep(0)
         assert len(await asyncio.gather(*asked)) == 60
+
+
+async def test_replacement_that_hangs_in_its_warm_up_is_replaced_itself(tmp_path: Path) -> None:
+    hangs = tmp_path / "hangs"
+    code = f"import os, time, penstock\nhangs = {str(hangs)!r}\n" + (
+        '@penstock.model(inputs={"x": "f8[n]"}, outputs={"y": "f8[n]"})\n'
+        "def model(x):\n"
+        "    if os.path.exists(hangs):\n"
+        "        os.remove(hangs)\n"
+        "        time.sleep(600)\n"
+        "    return {'y': x}\n"
+    )
+    (tmp_path / "model.py").write_text(code)
+    manager = Manager(Metrics(), 2)
+    options = ModelOptions(name="m", path=f"{tmp_path}/model.py:model", load_timeout_s=3.0)
+    manager.apply(MemorySource([options]).poll())
+    await manager.settled()
+    try:
+        version = manager.find("m", "")
+        assert version.pool is not None
+        hangs.write_text("")
+        os.kill(version.pool.workers[0].pid, signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        assert (await ask(version.batcher, 1.0)).outputs["y"].tolist() == [1.0]
+        assert not hangs.exists()
+    finally:
+        await manager.close(5)

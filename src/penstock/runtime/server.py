@@ -116,6 +116,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
             server.http_port,
             http.start(server.host, server.http_port, reuse_port=server.fronts > 1, ssl=tls),
         )
+        stack.push_async_callback(http.drain, 0.0)  # for a start that fails below; after `_drain` nothing is left to do
         grpc = GrpcListener(engine, grpc_protocols(), grpc_options(server, keys)) if server.grpc else None
         grpc_port = await grpc.start(server.host, server.grpc_port) if grpc else None
         fronts = Fronts(engine, server, keys, http_port, grpc_port)

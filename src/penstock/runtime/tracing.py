@@ -53,8 +53,8 @@ class Tracing:
             self.active = any(
                 level != ["OFF"] for own in self._settings.values() if (level := own.get("trace_level")) is not None
             )
-            self._seen.pop(model, None)
-            self._left.pop(model, None)
+            for counts in (self._seen, self._left):  # every model counts anew when the global settings change
+                counts.pop(model, None) if model else counts.clear()
         return {**self._settings[""], **self._settings.get(model, {})}
 
     def trace(self, request: Request, response: Response) -> None:

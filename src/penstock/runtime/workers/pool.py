@@ -117,14 +117,15 @@ class Pool:
             try:
                 worker = await self._launch(seat)
                 if self.check is not None:
-                    await self.check(worker)
+                    async with asyncio.timeout(self._load_timeout_s):
+                        await self.check(worker)
                 if worker.exited:
                     raise LoadError("the worker ended during its warm-up")
-            except PenstockError as error:
-                self._last_error = str(error)
+            except (PenstockError, TimeoutError) as error:
+                self._last_error = str(error) or f"no answer to the warm-up within {self._load_timeout_s:g} s"
                 self._deaths_in_row += 1
                 delay_s = self._backoff_s()
-                log.error("worker_start_failed", extra={"seat": seat, "error": str(error), "retry_in_s": delay_s})
+                log.error("worker_start_failed", extra={"seat": seat, "error": self._last_error, "retry_in_s": delay_s})
                 if worker is not None:
                     await worker.close(0.0)
                 continue
