@@ -130,7 +130,7 @@ def test_a_server_that_is_not_there_is_not_ready(connect: Any) -> None:
 
 def test_a_connection_that_breaks_loses_an_inference_once_and_never_repeats_it(connect: Any) -> None:
     with Scripted(hang_up) as server:
-        with pytest.raises(errors.WorkerLost, match="the answer was there$"):
+        with pytest.raises(errors.WorkerLost, match=r"the answer was there$"):
             connect(server.url).call("infer", "m", X)
         assert len(server.seen) == 1
 
