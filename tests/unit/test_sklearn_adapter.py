@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ def test_trusted_pickle_answers_as_in_process(suffix: str, tmp_path: Path) -> No
     outputs = load(tmp_path / f"m{suffix}", trusted=True).predict({"input": X}, {})
     np.testing.assert_array_equal(outputs["predict"], model.predict(X))
     np.testing.assert_array_equal(outputs["predict_proba"], model.predict_proba(X))
+
+
+def test_trust_is_asked_for_before_the_framework(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as where it is not installed
+    (tmp_path / "m.pkl").write_bytes(b"never opened")
+    with pytest.raises(LoadError, match=r"is a pickle.*--trust PATH"):
+        load(tmp_path / "m.pkl")
+    with pytest.raises(LoadError, match=r"pip install 'penstock\[sklearn\]'"):
+        load(tmp_path / "m.pkl", trusted=True)
 
 
 def test_skops_types_that_are_not_trusted_need_trust(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class SklearnAdapter:
 
     def load(self, path: Path, context: LoadContext) -> Servable:
         check_options(context.options, OPTIONS, self.name)
+        _check_trust(path, context.trusted)  # first: nobody should install a framework to be told this next
         sklearn = require("sklearn", "scikit-learn", "sklearn")
         estimator = _open(path, context.trusted)
         _limit_threads(estimator, context.threads)
@@ -77,17 +78,20 @@ class SklearnAdapter:
         return SklearnModel(estimator, frame, signature)
 
 
+def _check_trust(path: Path, trusted: bool) -> None:
+    if path.suffix.lower() in PICKLES and not trusted:
+        raise LoadError(
+            f"{path.name} is a pickle, and opening a pickle runs whatever program is in it. If you know where it "
+            "is from, start again with --trust PATH (in a file: trust = true); better, save the model with skops.io.dump"
+        )
+
+
 def _open(path: Path, trusted: bool) -> Any:
     with warnings.catch_warnings():
         # Files of other versions are allowed; `trained_with` in the metadata tells.
         warnings.simplefilter("ignore")
         if path.suffix.lower() == ".skops":
             return _open_skops(path, trusted)
-        if not trusted:
-            raise LoadError(
-                f"{path.name} is a pickle, and opening a pickle runs whatever program is in it. If you know where it "
-                "is from, start again with --trust (in a file: trust = true); better, save the model with skops.io.dump"
-            )
         joblib = require("joblib", "joblib", "sklearn")
         try:
             estimator = joblib.load(path)
