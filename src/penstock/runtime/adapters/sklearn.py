@@ -81,8 +81,8 @@ class SklearnAdapter:
 def _check_trust(path: Path, trusted: bool) -> None:
     if path.suffix.lower() in PICKLES and not trusted:
         raise LoadError(
-            f"{path.name} is a pickle, and opening a pickle runs whatever program is in it. If you know where it "
-            "is from, start again with --trust PATH (in a file: trust = true); better, save the model with skops.io.dump"
+            f"{path.name} is a pickle, and opening a pickle runs whatever program is in it. If you know where it is "
+            "from, start again with --trust PATH (in a file: trust = true); better, save the model with skops.io.dump"
         )
 
 
