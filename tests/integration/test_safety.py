@@ -211,7 +211,7 @@ def routes(running: Any) -> Iterator[tuple[str, str]]:
     assert status == 200
     for pattern, operations in json.loads(body)["paths"].items():
         for method in operations:
-            yield method.upper(), re.sub(r"\{\w+\}", "1" if pattern.endswith("{version}") else "same", pattern)
+            yield method.upper(), re.sub(r"\{\w+\}", "same", pattern.replace("{version}", "1"))
 
 
 PUBLIC = {"/", "/docs", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
