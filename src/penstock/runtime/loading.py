@@ -176,11 +176,13 @@ class _Loading:
         )
 
     async def _warm(self, worker: WorkerProcess) -> Findings:
+        limits = self._limits()
         findings = await warm_up.warm_up(
             worker.signature,
             lambda batch: _run_once(worker, batch),
             check_rows=self._loaded.adapter not in OWN_WORD,
-            max_rows=self._options.max_batch_size,
+            max_rows=limits.most_rows,
+            sizes=limits.sizes,
         )
         if not findings.rows_independent:
             log.warning(
@@ -195,16 +197,26 @@ class _Loading:
     async def _warm_again(self, worker: WorkerProcess) -> None:
         if self._loaded.findings.answered:
             await warm_up.warm_up(
-                worker.signature, lambda batch: _run_once(worker, batch), check_rows=False, max_rows=1
+                worker.signature,
+                lambda batch: _run_once(worker, batch),
+                check_rows=False,
+                max_rows=1,
+                sizes=self._limits().sizes,
             )
+
+    def _limits(self) -> BatchLimits:
+        """Of one batch, as far as they are known before the model has shown what joining is worth."""
+        if not self._options.batch:
+            return BatchLimits(self._options.max_batch_size)
+        return batch_limits(self._options, self._loaded.signature.batch)
 
     def _make_batcher(self) -> None:
         loaded, options = self._loaded, self._options
         findings = loaded.findings
         joinable = loaded.signature.batchable and options.batch and findings.rows_independent
-        limits = batch_limits(options, loaded.signature.batch)
-        if not (joinable and findings.worth_joining):
-            limits = BatchLimits(1)
+        limits = self._limits() if joinable else BatchLimits(1)
+        if not findings.worth_joining:
+            limits = BatchLimits(1, sizes=limits.sizes)  # the only sizes that the model is to be run with
         loaded.check = RequestCheck(loaded.signature)
         loaded.batcher = Batcher(
             loaded.name,
@@ -255,7 +267,7 @@ class _Loading:
             return result
 
         if self._options.warm_up:
-            await warm_up.warm_up(inline.signature, run, check_rows=False, max_rows=1)
+            await warm_up.warm_up(inline.signature, run, check_rows=False, max_rows=1, sizes=self._limits().sizes)
         assert loaded.pool is not None
         pool, loaded.pool = loaded.pool, None
         await pool.close(1.0)

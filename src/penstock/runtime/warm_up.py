@@ -3,6 +3,7 @@ whether its rows are independent of each other, and whether joining rows saves a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from penstock.runtime.workers import Batch, BatchResult
 _LENGTHS = (1, 16, 32, 64, 224)
 RUNS = 5  # of each size that is timed
 _MANY = 8  # rows of the larger batch that is timed
+# Inputs are made in the front's loop and memory: with several open axes the longer lengths would need gigabytes. Enough
+# for an image of 1,000 pixels a side.
+_MOST_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,20 @@ def inputs(specs: Sequence[TensorSpec], rows: int, length: int, seed: int = 0) -
     return made
 
 
-async def warm_up(signature: Signature, run: Run, *, check_rows: bool, max_rows: int) -> Findings:
-    """What `run` shows about a freshly loaded servable.
+async def warm_up(
+    signature: Signature, run_batch: Run, *, check_rows: bool, max_rows: int, sizes: Sequence[int] = ()
+) -> Findings:
+    """What `run_batch` shows about a freshly loaded servable. Batches are padded up to one of `sizes`, as requests are.
 
     Raises:
         LoadError: every input is fully known, and the model still fails to answer.
     """
+
+    async def run(batch: Batch) -> BatchResult:
+        if batch.joined:
+            batch.pad_rows = policy.padding(batch.rows, sizes)
+        return await run_batch(batch)
+
     specs = [spec for spec in signature.inputs if not spec.optional]
     if not specs:
         return Findings(answered=False)
@@ -85,6 +97,8 @@ async def _first_answer(specs: Sequence[TensorSpec], run: Run, batchable: bool) 
     guessed = any(size < 0 for spec in specs for size in spec.shape[first_axis:])
     failure: PenstockError | None = None
     for length in _LENGTHS if guessed else _LENGTHS[:1]:
+        if length > 1 and _elements(specs, length) > _MOST_ELEMENTS:
+            break
         try:
             await run(Batch([inputs(specs, 1 if batchable else length, length)], 1, batchable))
             return length
@@ -95,6 +109,17 @@ async def _first_answer(specs: Sequence[TensorSpec], run: Run, batchable: bool) 
     raise LoadError(
         f"the model loads but fails on made-up inputs of its own signature: {failure}. "
         "If it needs real values, set `warm_up = false` for it"
+    )
+
+
+def _elements(specs: Sequence[TensorSpec], length: int) -> int:
+    """How many the largest input has when its open axes are of this length."""
+    return max(
+        math.prod(
+            1 if axis == 0 and size < 0 else abs(size) * (length if size < 0 else 1)
+            for axis, size in enumerate(spec.shape)
+        )
+        for spec in specs
     )
 
 
@@ -112,7 +137,7 @@ async def _rows_independent(specs: Sequence[TensorSpec], length: int, run: Run) 
         return False
     for name, joined in both.items():
         for row, alone in enumerate(apart):
-            expected, got = alone[name], joined[row : row + 1]
+            expected, got = alone[name][:1], joined[row : row + 1]  # behind them may be padding
             if got.shape != expected.shape:
                 return False
             if expected.dtype.kind == "f":
