@@ -48,6 +48,17 @@ def test_every_penstock_command_in_the_pages_exists() -> None:
     assert {"serve", "predict", "models"} <= seen
 
 
+def test_the_rooms_are_those_of_the_tree() -> None:
+    text, package = (ROOT / "docs" / "rooms.md").read_text(), ROOT / "src" / "penstock"
+    known = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    files = set(re.findall(r"`([a-z_0-9]+\.py)`", text))
+    assert files <= {path.rpartition("/")[2] for path in known}
+    rooms = {path.partition("/")[0].removesuffix(".py") for path in known} - {"__init__"}
+    assert {room for room in rooms if f"`penstock.{room}`" not in text} == set()
+    inner = {path.parent.name for path in (package / "runtime").glob("*/__init__.py")}
+    assert {room for room in inner if f"`runtime.{room}`" not in text} == set()
+
+
 def test_every_link_to_a_file_leads_somewhere() -> None:
     for path in PAGES:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text()):
