@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,15 +68,18 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def artifact_sha256(path: Path) -> str:
+def artifact_sha256(path: Path, unwanted: threading.Event | None = None) -> str:
     """The SHA-256 of an artifact's content, in hex. Of one file it is what `sha256sum` shows; of several it is over
     each name, size and hash in the order of names; "" for a model that is no file (a module's name, `echo`).
 
+    Args:
+        unwanted: when set, the work ends within a chunk, though a large file takes minutes.
+
     Raises:
-        LoadError: a file cannot be read, or a link leads out of the folder.
+        LoadError: a file cannot be read, a link leads out of the folder, or the hash is not wanted any more.
     """
     try:
-        hashes = [(name, *_hash(file)) for name, file in files_of(path)]
+        hashes = [(name, *_hash(file, unwanted)) for name, file in files_of(path)]
     except OSError as error:
         raise LoadError(f"cannot read {path}: {error}") from error
     if len(hashes) == 1 and not path.is_dir():
@@ -88,11 +92,13 @@ def artifact_sha256(path: Path) -> str:
     return whole.hexdigest()
 
 
-def _hash(file: Path) -> tuple[int, str]:
+def _hash(file: Path, unwanted: threading.Event | None) -> tuple[int, str]:
     digest = hashlib.sha256()
     size_bytes = 0
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
+            if unwanted is not None and unwanted.is_set():
+                raise LoadError(f"{file} was not hashed to its end: loading it was given up")
             digest.update(chunk)
             size_bytes += len(chunk)
     return size_bytes, digest.hexdigest()

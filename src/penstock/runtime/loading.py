@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import importlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +116,8 @@ class _Loading:
         loaded, options = self._loaded, self._options
         began = time.monotonic()
         may_inline = self._may_inline()
-        hashing = asyncio.create_task(asyncio.to_thread(artifact_sha256, loaded.path))
+        given_up = threading.Event()  # a thread cannot be cancelled, and a stop or a failure must not wait for this one
+        hashing = asyncio.create_task(asyncio.to_thread(artifact_sha256, loaded.path, given_up))
         # The imports of an inline model overlap with the worker's start.
         importing = asyncio.create_task(asyncio.to_thread(self._preload if may_inline else _nothing))
         try:
@@ -126,6 +128,7 @@ class _Loading:
                 loaded.findings = await self._warm(worker)
             loaded.sha256 = await hashing
         finally:
+            given_up.set()
             await asyncio.gather(hashing, importing, return_exceptions=True)
         self._make_batcher()
         if may_inline and self._belongs_inline():
