@@ -59,13 +59,25 @@ class Channel:
             OSError: the other side is gone (front), or memory or descriptors ran out.
         """
         header = frame.encode(message)
-        flags, fds = 0, []
+        if not self._front or slot in self._areas:
+            self._send(header, slot, payload, [])
+            return
+        fds = self._open_slot(slot)
+        try:
+            self._send(header, slot, payload, fds)
+        except BaseException:
+            # The other side never heard of the areas: the next message on this slot must bring new ones.
+            self._used.pop(slot, None)
+            for area in self._areas.pop(slot):
+                area.close()
+            raise
+
+    def _send(self, header: bytes, slot: int, payload: frame.Payload, fds: list[int]) -> None:
+        flags = 0
         if len(header) > _INLINE_HEADER_BYTES:
             flags |= frame.HEADER_IN_AREA
         if payload.size > INLINE_BYTES:
             flags |= frame.PAYLOAD_IN_AREA
-        if self._front and slot not in self._areas:
-            fds = self._open_slot(slot)
         if not flags:
             start = frame.prefix(0, slot, len(header), payload.size) + header
             if payload.size:
