@@ -84,10 +84,6 @@ def write_onnx(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-# Its batches hold 4 rows, so larger requests run in pieces, each of which is counted as a request.
-COUNTED_IN_PIECES = "split"
-
-
 @dataclass(frozen=True)
 class Ask:
     """One request and the only right answer to it. `give_up_s` is when its caller no longer waits, if ever."""
@@ -325,14 +321,14 @@ async def test_every_answer_is_its_own_and_every_request_ends_once(
         before = await quiet(callers.client)
         patient = await run(callers, asks, count // 2, give_up=False)
         between = await quiet(callers.client)
-        assert whole(between - before) == whole(patient.ended)
+        assert between - before == patient.ended
         assert {outcome for _, outcome in patient.ended} == set(OUTCOME_OF_STATUS.values()) | {"success"}
 
         hasty = await run(callers, asks, count // 2, give_up=True)
-        added = whole(await quiet(callers.client) - between)
+        added = await quiet(callers.client) - between
         assert hasty.given_up.total() > count / 50
-        unplaced = added - whole(hasty.ended)
-        assert unplaced + whole(hasty.ended) == added, "an answer that a caller has seen is not counted"
+        unplaced = added - hasty.ended
+        assert unplaced + hasty.ended == added, "an answer that a caller has seen is not counted"
         for model, given_up in hasty.given_up.items():
             assert sum(number for (name, _), number in unplaced.items() if name == model) <= given_up
         assert {outcome for _, outcome in unplaced} <= {*OUTCOME_OF_STATUS.values(), "success", "cancelled"}
@@ -342,16 +338,6 @@ async def test_every_answer_is_its_own_and_every_request_ends_once(
         assert batches < 0.85 * answered, "hardly anything was joined, so hardly anything could be mixed up"
     finally:
         await callers.close()
-
-
-def whole(ended: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
-    """The counts of models whose requests are counted as such."""
-    kept: Counter[tuple[str, str]] = Counter()
-    for (model, outcome), number in ended.items():
-        if model != COUNTED_IN_PIECES:
-            # A deadline that cannot be met is refused like a full queue, but counted as the server's fault.
-            kept[model, "queue_full" if outcome == "internal" else outcome] += number
-    return kept
 
 
 LATE = """
@@ -376,14 +362,12 @@ def late(server: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     return lambda **options: server({"late": {**table, **options}})
 
 
-@pytest.mark.xfail(reason="the pieces of a split request are counted as requests")
 async def test_request_of_several_batches_is_counted_once(late: Callable[..., Any]) -> None:
     async with penstock.AsyncClient(late(max_batch_size=4).http) as client:
         await client.infer("late", {"x": np.ones(10)})
         assert await quiet(client) == {("late", "success"): 1}
 
 
-@pytest.mark.xfail(reason="its outcome is counted as internal, the server's own fault")
 async def test_deadline_out_of_reach_is_counted_as_its_caller_sees_it(late: Callable[..., Any]) -> None:
     async with penstock.AsyncClient(late(batch=False).http, retries=0) as client:
         ask = functools.partial(client.infer, "late", {"x": np.ones(1)})
@@ -396,7 +380,6 @@ async def test_deadline_out_of_reach_is_counted_as_its_caller_sees_it(late: Call
         assert await quiet(client) == {("late", "success"): 4, ("late", "queue_full"): 1}
 
 
-@pytest.mark.xfail(reason="who has left is not counted where the batch fails")
 async def test_caller_who_left_is_counted_even_when_the_model_raises(late: Callable[..., Any]) -> None:
     async with penstock.AsyncClient(late().http, retries=0) as client:
         for value in (1.0, -1.0):

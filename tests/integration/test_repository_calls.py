@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.errors import InvalidInput, LoadError, NotFound
+from penstock.core.errors import InvalidInput, LoadError, NotFound, Unsupported
 from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.repository import ModelRepository
@@ -29,9 +29,10 @@ def model(x):
 
 
 @contextlib.asynccontextmanager
-async def explicit(source: Source) -> AsyncIterator[tuple[ModelRepository, Manager]]:
+async def explicit(source: Source, accept_code: bool = True) -> AsyncIterator[tuple[ModelRepository, Manager]]:
     manager = Manager(Metrics(), 2)
-    repository = ModelRepository([source], manager, ServerOptions(model_control="explicit", load_models=("*",)))
+    options = ServerOptions(model_control="explicit", load_models=("*",), accept_code=accept_code)
+    repository = ModelRepository([source], manager, options)
     await repository.start()
     manager.started = True
     try:
@@ -142,3 +143,31 @@ async def test_load_that_cannot_replace_what_serves_says_so(source: Source) -> N
         assert manager.find("m", "").path == path
         await repository.load("m", {"backend": "python"}, {"1/model.py": CODE})
         assert [status.reason for status in manager.index()] == [""]
+
+
+async def test_code_in_a_load_call_is_refused_unless_accept_code_allows_it(source: Source) -> None:
+    files = {"1/model.py": CODE}
+    async with explicit(source, accept_code=False) as (repository, manager):
+        with pytest.raises(Unsupported, match="accept-code"):
+            await repository.load("fresh", {"backend": "python"}, files)
+        assert manager.names() == ["m"]
+    async with explicit(source) as (repository, manager):
+        await repository.load("fresh", {"backend": "python"}, files)
+        assert manager.names() == ["fresh", "m"]
+
+
+async def test_model_that_has_never_answered_does_not_take_the_others_out_of_rotation(source: Source) -> None:
+    async with explicit(source) as (repository, manager):
+        with pytest.raises(LoadError):
+            await repository.load("fresh", {"backend": "python"}, {"1/model.py": b"1 / 0"})
+        assert manager.all_ready() and manager.known() == ["m"]
+
+
+async def test_slow_load_of_one_model_does_not_hold_up_another(source: Source) -> None:
+    async with explicit(source) as (repository, manager):
+        code = b"import time; time.sleep(20)"
+        slow = asyncio.create_task(repository.load("slow", {"backend": "python"}, {"1/model.py": code}))
+        await asyncio.wait_for(repository.load("quick", {"backend": "python"}, {"1/model.py": CODE}), 10)
+        assert not slow.done() and manager.names() == ["m", "quick"]
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)

@@ -69,7 +69,7 @@ def test_every_request_comes_out_exactly_once(arrivals: list[Arrival], max_rows:
     assert {id(item) for item in taken} == {
         id(item) for item in everything if not item.future.cancelled() and item.request.deadline > 10
     }
-    assert len(taken) + len(expired) + lanes.dropped == len(everything)
+    assert len(taken) + len(expired) + len(lanes.dropped) == len(everything)
     assert lanes.rows == 0
 
 

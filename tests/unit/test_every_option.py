@@ -57,6 +57,9 @@ EFFECTS: dict[type, dict[str, str]] = {
         "model_control": CONTROL,
         "poll_s": f"{SERVER}::test_a_new_version_is_seen_within_poll_s",
         "load_models": CONTROL,
+        "accept_code": (
+            "integration/test_repository_calls.py::test_code_in_a_load_call_is_refused_unless_accept_code_allows_it"
+        ),
         "timing_headers": f"{SERVER}::test_timing_headers_puts_the_split_into_every_answer",
         "log_format": f"{SERVER}::test_log_format_text_is_no_json",
         "log_level": LOGS,

@@ -73,6 +73,11 @@ class Engine:
 
     # --- what is here ---
 
+    @property
+    def started(self) -> bool:
+        """Whether the first load is over."""
+        return self._manager.started
+
     def signature(self, model: str, version: str = "") -> Signature:
         """See `core.door.Door.signature`."""
         return self._manager.find(model, version).signature

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from penstock.core.errors import InvalidInput
-from penstock.core.messages import NO_DEADLINE, Request, Response
+from penstock.core.errors import Cancelled, InvalidInput, PenstockError
+from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
 from penstock.core.servable import Signature
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.checking import RequestCheck
@@ -55,7 +55,9 @@ class Inference:
             return self._loop.create_task(self._in_pieces(version, request, rows))
         future = batcher.submit(request, key, rows)
         if request.outputs or self.trace is not None:
-            return self._loop.create_task(self._finish(future, request))
+            task = self._loop.create_task(self._finish(future, request))
+            task.add_done_callback(lambda _: future.cancel())  # also of a task that was cancelled before it began
+            return task
         return future
 
     async def stream(self, version: Answering, request: Request) -> AsyncIterator[Response]:
@@ -84,32 +86,59 @@ class Inference:
         most = version.batcher.limits.most_rows
         waiting: deque[asyncio.Future[Response]] = deque()
         answers: list[Response] = []
+        batcher = version.batcher
+        batcher.retain()
         try:
             for start in range(0, rows, most):
                 if len(waiting) == _PIECES_AT_ONCE:
                     answers.append(await waiting.popleft())
-                piece = Request(
-                    request.model,
-                    {name: array[start : start + most] for name, array in request.inputs.items()},
-                    request.version,
-                    request.id,
-                    request.parameters,
-                    (),
-                    request.deadline,
-                    request.priority,
-                )
-                piece.timings.received = request.timings.received
-                key, piece_rows = version.check(piece)
-                waiting.append(version.batcher.submit(piece, key, piece_rows))
+                waiting.append(self._submit_piece(version, request, start, start + most))
             while waiting:
                 answers.append(await waiting.popleft())
+        except (PenstockError, asyncio.CancelledError) as error:
+            reason = error.reason if isinstance(error, PenstockError) else Cancelled.reason
+            batcher.recorder.record_failure(reason, time.monotonic() - request.timings.received)
+            raise
         finally:
             for future in waiting:
                 future.cancel()
-        last = answers[-1]
-        last.outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in last.outputs}
-        request.timings = last.timings
-        return _asked_for(last, request)
+            batcher.release()
+        whole = answers[-1]
+        whole.outputs = {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in whole.outputs}
+        whole.timings = request.timings = _timings_of(answers)
+        batcher.recorder.record(whole.timings, rows)
+        return _asked_for(whole, request)
+
+    def _submit_piece(self, version: Answering, request: Request, start: int, end: int) -> asyncio.Future[Response]:
+        piece = Request(
+            request.model,
+            {name: array[start:end] for name, array in request.inputs.items()},
+            request.version,
+            request.id,
+            request.parameters,
+            (),
+            request.deadline,
+            request.priority,
+        )
+        piece.timings.received = request.timings.received
+        key, rows = version.check(piece)
+        return version.batcher.submit(piece, key, rows, piece=True)
+
+
+def _timings_of(answers: list[Response]) -> Timings:
+    """The timings of a request that was answered in pieces: from the first to the last, compute added up."""
+    first, last = answers[0].timings, answers[-1].timings
+    return Timings(
+        first.received,
+        first.submitted,
+        first.dispatched,
+        last.finished,
+        sum(answer.timings.compute_input_s for answer in answers),
+        sum(answer.timings.compute_infer_s for answer in answers),
+        sum(answer.timings.compute_output_s for answer in answers),
+        last.batch_rows,
+        last.release,
+    )
 
 
 def _asked_for(response: Response, request: Request) -> Response:

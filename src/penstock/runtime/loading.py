@@ -213,13 +213,23 @@ class _Loading:
             return BatchLimits(self._options.max_batch_size)
         return batch_limits(self._options, self._loaded.signature.batch)
 
+    def _asked_to_join(self) -> bool:
+        """Whether the user or the model's code says how requests are to be joined: then no measurement overrules it."""
+        options, unset = self._options, ModelOptions()
+        return (
+            self._loaded.signature.batch is not None
+            or options.max_batch_size != unset.max_batch_size
+            or options.batch_delay_s > 0
+            or bool(options.batch_sizes)
+        )
+
     def _make_batcher(self) -> None:
         loaded, options = self._loaded, self._options
         findings = loaded.findings
         joinable = loaded.signature.batchable and options.batch and findings.rows_independent
         limits = self._limits() if joinable else BatchLimits(1)
-        if not findings.worth_joining:
-            limits = BatchLimits(1, sizes=limits.sizes)  # the only sizes that the model is to be run with
+        if joinable and not findings.worth_joining and not self._asked_to_join():
+            limits = dataclasses.replace(limits, join=False)
         loaded.check = RequestCheck(loaded.signature)
         loaded.batcher = Batcher(
             loaded.name,

@@ -42,6 +42,7 @@ class _Model:
     default: int | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     gone: bool = False
+    was_ready: bool = False  # once it answered, it is required to
 
 
 class Manager:
@@ -58,6 +59,7 @@ class Manager:
         self._table: dict[tuple[str, str], LoadedVersion] = {}
         self._load_slots = asyncio.Semaphore(max(1, cores))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()  # replaced versions that answer what they still hold
 
     # --- lookups ---
 
@@ -93,8 +95,11 @@ class Manager:
         return {label: number for label, number in entry.wished.options.labels.items() if number in _ready(entry)}
 
     def all_ready(self) -> bool:
-        """Whether every model has a version that answers."""
-        return self.started and all(_ready(entry) for entry in self._models.values() if not entry.gone)
+        """Whether every required model has a version that answers. A newcomer that has never answered is not required:
+        it must not take those out of rotation that serve."""
+        return self.started and all(
+            _ready(entry) for entry in self._models.values() if entry.was_ready and not entry.gone
+        )
 
     def failures(self) -> dict[str, str]:
         """Models of which no version answers, and why."""
@@ -151,12 +156,11 @@ class Manager:
         """Makes this the whole wished state. Returns at once; the work goes on in the background."""
         for name, model in wished.items():
             entry = self._models.get(name)
-            if entry is None or entry.gone:
-                versions = entry.versions if entry else {}
-                entry = self._models[name] = _Model(model, versions)
-            entry.wished = model
+            if entry is None:
+                entry = self._models[name] = _Model(model)
+            entry.wished, entry.gone = model, False
             self._step(name)
-        for name, entry in self._models.items():
+        for name, entry in list(self._models.items()):
             if name not in wished and not entry.gone:
                 entry.gone = True
                 self._step(name)
@@ -189,6 +193,11 @@ class Manager:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._retiring:
+            await asyncio.wait(self._retiring, timeout=grace_s)
+        for retiring in self._retiring:
+            retiring.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         loaded = [v.loaded for entry in self._models.values() for v in entry.versions.values() if v.loaded is not None]
         self._models.clear()
         self._rebuild()
@@ -256,6 +265,7 @@ class Manager:
                 serving.reason = f"not replaced: {message}"
             return
         entry.versions[version.number] = _Version(lifecycle.READY, version.fingerprint, loaded=loaded)
+        entry.was_ready = True
         self._rebuild()
         log.info(
             "model_ready",
@@ -264,8 +274,10 @@ class Manager:
                 "seconds": round(loaded.loaded_s, 3), "sha256": loaded.sha256, "path": str(loaded.path),
             },
         )  # fmt: skip
-        if previous is not None:
-            await self._close(name, previous, forget=False)
+        if previous is not None:  # it answers what it holds; nobody needs to wait for that
+            retiring = asyncio.get_running_loop().create_task(previous.close(previous.options.timeout_s))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
 
     def _start_unload(self, name: str, entry: _Model, number: int) -> None:
         entry.versions[number].state = lifecycle.UNLOADING
@@ -275,18 +287,14 @@ class Manager:
     async def _unload(self, name: str, entry: _Model, number: int) -> None:
         version = entry.versions[number]
         if version.loaded is not None:
-            await self._close(name, version.loaded, forget=True)
+            await version.loaded.close(version.loaded.options.timeout_s)
+            self._metrics.forget(name, str(number))
         version.loaded, version.state, version.fingerprint = None, lifecycle.UNAVAILABLE, ""
         if number in entry.wished.versions and not entry.gone:
             version.reason = "unloaded"
         else:
             del entry.versions[number]
         log.info("model_unloaded", extra={"model": name, "version": number})
-
-    async def _close(self, name: str, loaded: LoadedVersion, *, forget: bool) -> None:
-        await loaded.close(grace_s=loaded.options.timeout_s)
-        if forget:
-            self._metrics.forget(name, str(loaded.number))
 
     def _rebuild(self) -> None:
         table: dict[tuple[str, str], LoadedVersion] = {}

@@ -56,6 +56,7 @@ class ServerOptions:
     )  # fmt: skip
     poll_s: float = option(2.0, "Time between looks at the model folders.", unit="s", minimum=0.05)
     load_models: tuple[str, ...] = option((), "With explicit control: models to load at the start; `*` is all.")
+    accept_code: bool = option(False, "With explicit control: let load calls bring Python code, which can do anything.")
     timing_headers: bool = option(False, "Put the time split into a Server-Timing header of every answer.")
     log_format: str = option(
         "auto", "Log and ready lines: text on a terminal, else JSON.", choices=("auto", "text", "json")
@@ -162,6 +163,11 @@ def _server_faults(server: Resolved[ServerOptions]) -> Iterator[str]:
         yield f"http_port and grpc_port are both {options.http_port}; give them different ports"
     if given("poll_s") and options.model_control != "poll":
         yield f"poll_s ({origin['poll_s']}) has no effect with model_control = {options.model_control!r}"
+    if options.accept_code and options.model_control != "explicit":
+        yield (
+            f"accept_code ({origin['accept_code']}) has no effect with model_control = {options.model_control!r}; "
+            "set model_control = 'explicit'"
+        )
     if options.load_models and options.model_control != "explicit":
         yield (
             f"load_models ({origin['load_models']}) has no effect with model_control = {options.model_control!r}; "

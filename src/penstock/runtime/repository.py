@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from weakref import WeakValueDictionary
 
 from penstock.core.errors import InvalidInput, LoadError, NotFound, PenstockError, Unsupported
 from penstock.runtime.manager import Manager
@@ -36,7 +37,7 @@ class ModelRepository:
         self._overrides: dict[str, WishedModel] = {}  # loaded with files or settings of the call's own
         self._folders: dict[str, Path] = {}
         self._poller: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # one call at a time for a model
         self._loads: set[asyncio.Task[None]] = set()
         self._last_trouble = ""
 
@@ -73,7 +74,7 @@ class ModelRepository:
         await asyncio.shield(work)
 
     async def _load(self, model: str, config: Mapping[str, object] | None, files: Mapping[str, bytes] | None) -> None:
-        async with self._lock:
+        async with self._lock(model):
             await self._look()
             if files and not config:
                 raise InvalidInput("files in a load call need a config beside them")
@@ -102,6 +103,8 @@ class ModelRepository:
                 if (reason := self._failure(model)) is not None:
                     if not asked_before and not self._manager.ready_versions(model):
                         self._asked.discard(model)
+                        self._overrides.pop(model, None)
+                        self._apply()
                     raise LoadError(f"failed to load '{model}': {reason}")
             except BaseException:
                 self._restore(model, previous, previous_folder, folder)
@@ -112,7 +115,7 @@ class ModelRepository:
     async def unload(self, model: str) -> None:
         """Returns at once. Raises: NotFound, Unsupported."""
         self._must_be_explicit("unload")
-        async with self._lock:
+        async with self._lock(model):
             if model not in self._asked and model not in self._manager.known():
                 raise NotFound(f"no model '{model}' is loaded; loaded: {', '.join(self._manager.names()) or 'none'}")
             self._asked.discard(model)
@@ -142,6 +145,9 @@ class ModelRepository:
         self._loads.discard(work)
         if not work.cancelled():
             work.exception()  # seen: the caller may have left
+
+    def _lock(self, model: str) -> asyncio.Lock:
+        return self._locks.setdefault(model, asyncio.Lock())
 
     def _must_be_explicit(self, verb: str) -> None:
         if self._options.model_control != "explicit":
@@ -212,6 +218,11 @@ class ModelRepository:
         found = LocalSource([dataclasses.replace(base, name=model, path=str(folder), trust=False)]).poll()
         if model not in found:
             raise InvalidInput("the files of the call hold no model; name them like `file:1/model.onnx`")
+        if found[model].adapter == "python" and not self._options.accept_code:
+            raise Unsupported(
+                "this load call brings Python code, which could do anything here: put it into the model's folder, or "
+                "start the server with --accept-code"
+            )
         return found[model]
 
 

@@ -144,7 +144,8 @@ async def _drain(
     engine.stopping = True
     fronts.publish()
     http.wind_down()
-    await asyncio.sleep(server.lame_duck_s)
+    if engine.started:
+        await asyncio.sleep(server.lame_duck_s)
     http.stop_accepting()
     work: list[Coroutine[Any, Any, Any]] = [http.drain(server.grace_s), fronts.drain(server.grace_s)]
     if grpc is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
@@ -61,6 +60,7 @@ class LoadedVersion:
         self.copy: InlineCopy | None = None  # while it runs inline
         self.elsewhere: dict[object, tuple[int, int]] = {}  # by front with a copy: requests in flight, queued
         self.watch: asyncio.Task[None] | None = None  # looks whether the model still belongs inline
+        self.closing = False
         self.loaded_s = 0.0  # how long loading and warming took
 
     @property
@@ -89,6 +89,8 @@ class LoadedVersion:
     def use_current_executors(self) -> None:
         """Hands the batcher the executors there are now, and the metrics what can be asked of them."""
         self.batcher.set_executors([self.inline] if self.inline is not None else self.pool.workers if self.pool else [])
+        if self.closing:
+            return  # the figures are its successor's by now
         self.metrics.probes = Probes(
             in_flight=lambda: self.batcher.in_flight + sum(figures[0] for figures in self.elsewhere.values()),
             queued=lambda: self.batcher.queued + sum(figures[1] for figures in self.elsewhere.values()),
@@ -101,22 +103,24 @@ class LoadedVersion:
         return self.pool.status() if self.pool is not None else [{"index": 0, "state": "ready", "pid": os.getpid()}]
 
     async def close(self, grace_s: float) -> None:
-        """Answers what it holds (within `grace_s`), then frees everything."""
-        if self.batcher.in_flight:
-            idle = asyncio.Event()
-            self.batcher.on_idle = idle.set
-            try:
-                await asyncio.wait_for(idle.wait(), grace_s)
-            except TimeoutError:
-                log.warning("unload_cut_short", extra={"model": self.name, "in_flight": self.batcher.in_flight})
-        self.batcher.close(NotReady(f"model '{self.name}' version {self.number} is unloaded"))
-        await self.free(0.0 if self.batcher.in_flight else grace_s)
+        """Answers what it holds (within `grace_s`), then frees everything, also when it is cancelled."""
+        self.closing = True
+        try:
+            if self.batcher.in_flight:
+                idle = asyncio.Event()
+                self.batcher.on_idle = idle.set
+                try:
+                    await asyncio.wait_for(idle.wait(), grace_s)
+                except TimeoutError:
+                    log.warning("unload_cut_short", extra={"model": self.name, "in_flight": self.batcher.in_flight})
+        finally:
+            self.batcher.close(NotReady(f"model '{self.name}' version {self.number} is unloaded"))
+            await self.free(0.0 if self.batcher.in_flight else grace_s)
 
     async def free(self, grace_s: float) -> None:
         """Ends every executor; also of a version that never became ready."""
         if self.watch is not None:
             self.watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.watch
+            await asyncio.gather(self.watch, return_exceptions=True)
         closing: list[Any] = [executor.close(grace_s) for executor in (self.pool, self.inline) if executor is not None]
         await asyncio.gather(*closing)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.core.errors import InvalidInput, LoadError, PenstockError, ServableError
-from penstock.core.servable import Signature, Tensors
+from penstock.core.servable import Signature
 from penstock.core.tensor import NUMPY_OF, Array, TensorSpec
 from penstock.runtime.batching import policy
 from penstock.runtime.workers import Batch, BatchResult
@@ -80,11 +80,10 @@ async def warm_up(
     if signature.streaming:
         return Findings(answered=True)  # one answer shows that it works; how long a stream takes is its own affair
     try:
-        one_row_s = await _best(run, inputs(specs, 1, length), 1, signature.batchable)
-        if not signature.batchable or max_rows < 2:
+        many = min(_MANY, max_rows) if signature.batchable else 1
+        one_row_s, many_rows_s = await _times(specs, length, many, run, signature.batchable)
+        if many < 2:
             return Findings(True, one_row_s)
-        many = min(_MANY, max_rows)
-        many_rows_s = await _best(run, inputs(specs, many, length), many, True)
     except (ServableError, InvalidInput):  # it answers, but not every value: there is nothing to time
         return Findings(True)
     independent = not check_rows or await _rows_independent(specs, length, run)
@@ -123,8 +122,16 @@ def _elements(specs: Sequence[TensorSpec], length: int) -> int:
     )
 
 
-async def _best(run: Run, values: Tensors, rows: int, joined: bool) -> float:
-    return min([(await run(Batch([values], rows, joined))).compute_infer_s for _ in range(RUNS)])
+async def _times(specs: Sequence[TensorSpec], length: int, many: int, run: Run, batchable: bool) -> tuple[float, float]:
+    """The best times of one row and of `many`, in seconds. Taken in turns, so that a machine that is busy for a while
+    is busy for both."""
+    one, several = inputs(specs, 1, length), inputs(specs, many, length)
+    times: list[tuple[float, float]] = []
+    for _ in range(RUNS):
+        first = await run(Batch([one], 1, batchable))
+        second = await run(Batch([several], many, True)) if many > 1 else first
+        times.append((first.compute_infer_s, second.compute_infer_s))
+    return min(time for time, _ in times), min(time for _, time in times)
 
 
 async def _rows_independent(specs: Sequence[TensorSpec], length: int, run: Run) -> bool:

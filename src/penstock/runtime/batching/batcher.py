@@ -100,7 +100,7 @@ class Batcher:
         self.on_idle: Callable[[], None] | None = None  # called whenever in_flight falls to 0
         self._executors: list[Executor | InlineExecutor] = []
         self._slots = 0  # batches that all executors together hold at once
-        self._recorder = recorder
+        self.recorder = recorder
         self._occupancy = occupancy or Occupancy()
         self._lanes = Lanes()
         self._loop = asyncio.get_running_loop()
@@ -123,8 +123,11 @@ class Batcher:
         self._slots = sum(executor.signature.concurrency for executor in executors)
         self._schedule()
 
-    def submit(self, request: Request, key: Hashable, rows: int, *, stream: bool = False) -> asyncio.Future[Response]:
-        """A future of the answer; for a stream, of its iterator. `key` is equal for requests that may be joined.
+    def submit(
+        self, request: Request, key: Hashable, rows: int, *, stream: bool = False, piece: bool = False
+    ) -> asyncio.Future[Response]:
+        """A future of the answer; for a stream, of its iterator. `key` is equal for requests that may be joined. A
+        `piece` belongs to a larger request, whose owner counts it as a whole and keeps the version with `retain`.
 
         Raises:
             Overloaded: the queue is full, or its wait would outlast the request's deadline.
@@ -132,16 +135,29 @@ class Batcher:
             NotReady: this version is going away.
         """
         now = time.monotonic()
-        self._admit(request, now)
-        alone = False
-        if self._quarantine:
-            alone = self._check_quarantine(request)
+        try:
+            self._admit(request, now)
+            alone = bool(self._quarantine) and self._check_quarantine(request)
+        except PenstockError as error:
+            if not piece and error is not self._closed:
+                self.recorder.refused(error.reason)
+            raise
         future: asyncio.Future[Response] = self._loop.create_future()
         request.timings.submitted = now
         self._lanes.push(
-            Waiting(request, future, rows if self.joinable else 1, key if not stream else "stream", now, alone, stream)
+            Waiting(
+                request,
+                future,
+                rows if self.joinable else 1,
+                key if not stream else "stream",
+                now,
+                alone,
+                stream,
+                piece,
+            )
         )
-        self.in_flight += 1
+        if not piece:
+            self.in_flight += 1
         if not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)
@@ -177,10 +193,18 @@ class Batcher:
             if failed is None:
                 if self._quarantine:
                     self._quarantine.clear(request.inputs)
-                self._recorder.record(timings, rows)
+                self.recorder.record(timings, rows)
             else:
-                self._recorder.record_failure(failed, timings.finished - timings.received)
+                self.recorder.record_failure(failed, timings.finished - timings.received)
             self._settle(1)
+
+    def retain(self) -> None:
+        """Keeps the version from being closed as idle, for a request that is submitted in pieces. See `release`."""
+        self.in_flight += 1
+
+    def release(self) -> None:
+        """Ends what `retain` began."""
+        self._settle(1)
 
     def wake(self) -> None:
         """To be called when an executor has a free slot again without having answered a batch."""
@@ -204,19 +228,16 @@ class Batcher:
         if self._closed is not None:
             raise self._closed
         if request.deadline <= now:
-            self._recorder.refused(DeadlineExceeded.reason)
             raise DeadlineExceeded("the deadline had passed when the request reached the queue")
         if self._lanes.size == 0:
             return
         wait_s = policy.expected_wait_s(self._lanes.rows, self._row_s, self._slots)
         if self._lanes.size >= self.max_queue:
-            self._recorder.refused(Overloaded.reason)
             raise Overloaded(
                 f"model '{self.model}' has {self._lanes.size} requests waiting, {self.max_queue} are allowed",
                 retry_after_s=max(1, ceil(wait_s)),
             )
         if now + wait_s > request.deadline:
-            self._recorder.refused("deadline_unreachable")
             raise Overloaded(
                 f"model '{self.model}' would need about {wait_s:.2f} s to reach this request, "
                 f"its deadline is in {request.deadline - now:.2f} s",
@@ -226,7 +247,6 @@ class Batcher:
     def _check_quarantine(self, request: Request) -> bool:
         deaths = self._quarantine.deaths(request.inputs)
         if deaths >= self._quarantine.limit:
-            self._recorder.refused("quarantined")
             raise ServableError(
                 f"these inputs ended {deaths} workers of model '{self.model}' and are refused until it is reloaded"
             )
@@ -321,7 +341,7 @@ class Batcher:
             return
         now = time.monotonic()
         rows = running.batch.rows
-        recorder = self._recorder
+        recorder = self.recorder
         self._row_s += 0.2 * (result.compute_infer_s / rows - self._row_s)
         recorder.record_batch(
             rows, running.batch.pad_rows, running.release, result.compute_input_s, result.compute_infer_s,
@@ -332,7 +352,7 @@ class Batcher:
             future = entry.future
             if future.done():
                 if future.cancelled():
-                    recorder.record_failure(Cancelled.reason, now - entry.request.timings.received)
+                    self._note_left(entry)
                 continue
             request = entry.request
             timings = request.timings
@@ -348,8 +368,9 @@ class Batcher:
             if entry.alone and self._quarantine:  # what is remembered runs alone: see `_check_quarantine`
                 self._quarantine.clear(request.inputs)
             future.set_result(Response(model, version, outputs, request.id, {}, timings))  # type: ignore[arg-type]
-            recorder.record(timings, entry.rows)
-        self._settle(len(entries))
+            if not entry.piece:
+                recorder.record(timings, entry.rows)
+        self._settle(len([entry for entry in entries if not entry.piece]))
 
     def _finish_failed(self, running: _Running, error: PenstockError) -> None:
         entries = running.entries
@@ -362,7 +383,7 @@ class Batcher:
                     entry.alone = True
                     self._lanes.push(entry, front=True)
                 else:
-                    self._settle(1)
+                    self._leave(entry)
             self._schedule()
             return
         for entry in entries:
@@ -373,8 +394,11 @@ class Batcher:
     def _fail(self, entry: Waiting, error: PenstockError) -> None:
         if not entry.future.done():
             entry.future.set_exception(error)
-            self._recorder.record_failure(error.reason, time.monotonic() - entry.request.timings.received)
-        self._settle(1)
+            if not entry.piece:
+                self.recorder.record_failure(error.reason, time.monotonic() - entry.request.timings.received)
+            self._settle(not entry.piece)
+        else:
+            self._leave(entry)
 
     def _fail_late(self, expired: list[Waiting]) -> None:
         for entry in expired:
@@ -383,19 +407,29 @@ class Batcher:
     def _fail_computing(self, entry: Waiting, now: float) -> None:
         """Answers a request whose batch still runs, or came too late; it stays accounted for until the batch ends."""
         entry.future.set_exception(DeadlineExceeded("the deadline passed while the model was computing"))
-        self._recorder.record_failure(DeadlineExceeded.reason, now - entry.request.timings.received)
+        if not entry.piece:
+            self.recorder.record_failure(DeadlineExceeded.reason, now - entry.request.timings.received)
+
+    def _leave(self, entry: Waiting) -> None:
+        """Accounts for a request that somebody else ended: its caller, who left, or its deadline."""
+        if entry.future.cancelled():
+            self._note_left(entry)
+        self._settle(not entry.piece)
+
+    def _note_left(self, entry: Waiting) -> None:
+        if not entry.piece:
+            self.recorder.record_failure(Cancelled.reason, time.monotonic() - entry.request.timings.received)
 
     def _settle(self, count: int) -> None:
         self.in_flight -= count
-        if self.in_flight == 0 and self.on_idle is not None:
+        if count and self.in_flight == 0 and self.on_idle is not None:
             self.on_idle()
 
     def _settle_dropped(self) -> None:
         """Accounts for those whose caller left while they waited: the lanes drop them silently."""
-        count, self._lanes.dropped = self._lanes.dropped, 0
-        for _ in range(count):
-            self._recorder.record_failure(Cancelled.reason, 0.0)
-        self._settle(count)
+        dropped, self._lanes.dropped = self._lanes.dropped, []
+        for entry in dropped:
+            self._leave(entry)
 
     # --- time ---
 

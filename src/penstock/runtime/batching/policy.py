@@ -19,11 +19,13 @@ SINGLE = "single"  # the request may not be joined (model, stream, or a retry on
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What one batch may be. `sizes` ascending; when given, a batch is padded up to one of them."""
+    """What one batch may be. `sizes` ascending; when given, a batch is padded up to one of them. Without `join` a batch
+    is one request, whose own rows may still be as many as `max_rows`."""
 
     max_rows: int
     delay_s: float = 0.0
     sizes: tuple[int, ...] = ()
+    join: bool = True
 
     @property
     def most_rows(self) -> int:
@@ -35,7 +37,7 @@ def release(rows: int, oldest_wait_s: float, limits: BatchLimits) -> str:
     """Why a batch of the waiting `rows` should go to a free worker now, or "" when it should wait for more."""
     if rows >= limits.most_rows:
         return FULL
-    if limits.delay_s <= 0:
+    if limits.delay_s <= 0 or not limits.join:
         return IDLE
     return DELAY if oldest_wait_s >= limits.delay_s else ""
 

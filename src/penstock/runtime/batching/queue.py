@@ -23,13 +23,14 @@ _DEFAULT_LEVEL = 1 << 31
 
 
 class Waiting:
-    """One request in the queue. `future` is its caller's; `alone` keeps it out of joined batches."""
+    """One request in the queue. `future` is its caller's; `alone` keeps it out of joined batches; a `piece` is a part
+    of a larger request, which is counted as a whole elsewhere."""
 
-    __slots__ = ("alone", "future", "key", "request", "rows", "since", "stream")
+    __slots__ = ("alone", "future", "key", "piece", "request", "rows", "since", "stream")
 
     def __init__(
         self, request: Request, future: asyncio.Future[Any], rows: int, key: Hashable, since: float,
-        alone: bool = False, stream: bool = False,
+        alone: bool = False, stream: bool = False, piece: bool = False,
     ) -> None:  # fmt: skip
         self.request = request
         self.future = future
@@ -38,6 +39,7 @@ class Waiting:
         self.since = since
         self.alone = alone
         self.stream = stream
+        self.piece = piece
 
 
 class _Lane:
@@ -51,13 +53,13 @@ class _Lane:
 
 class Lanes:
     """All that waits for one servable. `size` counts requests, `rows` their rows (the abandoned included until the
-    next sweep). `dropped` counts the abandoned ones that were left out since its reader last set it to 0."""
+    next sweep). `dropped` are the abandoned ones that were left out, until their reader empties it."""
 
     __slots__ = ("_lanes", "dropped", "rows", "size")
 
     def __init__(self) -> None:
         self._lanes: dict[Hashable, _Lane] = {}
-        self.dropped = 0
+        self.dropped: list[Waiting] = []
         self.size = 0
         self.rows = 0
 
@@ -86,11 +88,11 @@ class Lanes:
             reason = policy.release(lane.rows, now - lane.items[0].since, limits)
             if not reason:
                 continue
-            batch = self._pop(lane, policy.share(lane.rows, free_workers, limits), now, expired)
+            batch = self._pop(lane, policy.share(lane.rows, free_workers, limits), limits.join, now, expired)
             if not lane.items:
                 del self._lanes[lane_id]
             if batch:
-                if batch[0].alone or batch[0].stream:
+                if batch[0].alone or batch[0].stream or not limits.join:
                     reason = policy.SINGLE
                 elif reason == policy.FULL and sum(item.rows for item in batch) < limits.most_rows:
                     reason = policy.IDLE  # the even share was taken, not a full batch
@@ -112,7 +114,7 @@ class Lanes:
                 for item in lane.items:
                     if item.future.done():
                         self._forget(lane, item)
-                        self.dropped += 1
+                        self.dropped.append(item)
                     elif item.request.deadline <= now:
                         self._forget(lane, item)
                         expired.append(item)
@@ -136,7 +138,7 @@ class Lanes:
             return
         yield from sorted(self._lanes.items(), key=lambda item: (item[1].level, item[1].items[0].since))
 
-    def _pop(self, lane: _Lane, most_rows: int, now: float, expired: list[Waiting]) -> list[Waiting]:
+    def _pop(self, lane: _Lane, most_rows: int, join: bool, now: float, expired: list[Waiting]) -> list[Waiting]:
         batch: list[Waiting] = []
         rows = 0
         items = lane.items
@@ -144,7 +146,7 @@ class Lanes:
             item = items[0]
             if item.future.done() or item.request.deadline <= now:
                 if item.future.done():
-                    self.dropped += 1
+                    self.dropped.append(item)
                 else:
                     expired.append(item)
             elif batch and rows + item.rows > most_rows:
@@ -154,7 +156,7 @@ class Lanes:
                 rows += item.rows
             items.popleft()
             self._forget(lane, item)
-            if rows >= most_rows or item.stream:
+            if rows >= most_rows or item.stream or not join:
                 break
         return batch
 
