@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-OPT_IN = ("chaos", "soak", "peers", "browser")
+OPT_IN = ("soak",)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

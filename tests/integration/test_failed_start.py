@@ -20,7 +20,7 @@ async def test_start_that_fails_at_the_grpc_port_leaves_the_http_port_free() -> 
         http_port = free.getsockname()[1]
         free.close()
         server = ServerOptions(http_port=http_port, grpc_port=taken.getsockname()[1])
-        with pytest.raises(InvalidInput, match="gRPC"):
+        with pytest.raises(InvalidInput, match="grpc_port"):
             await run(server, [ModelOptions(name="e", path="echo")], stop=asyncio.Event())
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", http_port)

@@ -708,8 +708,9 @@ async def test_tls_files_that_cannot_be_used_are_named(certificates: Path, tmp_p
 async def test_port_in_use_is_an_error_and_never_shared() -> None:
     async with on_this_loop() as (_, address):
         second = GrpcListener(NumpyDoor({}), [plug])
-        with pytest.raises(InvalidInput, match=address):
-            await second.start("127.0.0.1", int(address.rpartition(":")[2]))
+        port = address.rpartition(":")[2]
+        with pytest.raises(InvalidInput, match=rf"grpc_port = {port}: Address already in use"):
+            await second.start("127.0.0.1", int(port))
 
 
 async def test_only_the_given_address_is_bound() -> None:
@@ -744,7 +745,8 @@ def test_call_in_flight_is_answered_while_stopping_and_new_ones_are_refused(serv
         stopping = served.stop(grace_s=SECONDS)
         with pytest.raises(grpc.RpcError) as caught:
             late.unary_unary(INFER)(raw_request(X), timeout=SECONDS)
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        # grpcio itself ends what reaches it in the very moment of stopping with CANCELLED.
+        assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         assert not stopping.done()
         served.call(lambda: gated.gate.set())
         assert call.result(SECONDS)

@@ -1,4 +1,4 @@
-"""Promise P5a: under random sizes, errors, deadlines and cancels every answer is its own request's, and every request
+"""Under random sizes, errors, deadlines and cancels every answer is its own request's, and every request
 ends once.
 
 Each row carries a number or a word that no other row of the run carries, and every output is made from it. The

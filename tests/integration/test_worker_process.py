@@ -196,8 +196,9 @@ async def test_the_traceback_of_user_code_is_logged(start: Starter, caplog: pyte
     worker = await start("obedient")
     with pytest.raises(ServableError):
         await submit(worker, one(X, do="raise"))
-    record = next(record for record in caplog.records if "the sky is green" in record.getMessage())
-    assert "in predict" in record.getMessage()
+    record = next(record for record in caplog.records if record.getMessage() == "model_error")
+    trace = record.trace  # type: ignore[attr-defined]
+    assert "the sky is green" in trace and "in predict" in trace
     assert (record.model, record.version, record.pid) == ("m", 3, worker.pid)  # type: ignore[attr-defined]
 
 

@@ -52,9 +52,15 @@ def test_withdrawn_model_is_unloaded() -> None:
     assert plan({}, [Held(1, READY, "a"), Held(2, READY, "b")]) == [Unload(1), Unload(2)]
 
 
-def test_one_failed_of_two_does_not_keep_the_unwished_version() -> None:
-    held = [Held(1, READY, "a"), Held(2, UNAVAILABLE, "b"), Held(3, READY, "c")]
-    assert plan({2: "b", 3: "c"}, held) == [Unload(1)]
+def test_old_version_stands_in_for_a_wished_one_that_failed() -> None:
+    held = [Held(1, READY, "a"), Held(2, READY, "b"), Held(3, UNAVAILABLE, "c")]
+    assert plan({2: "b", 3: "c"}, held) == []
+    assert plan({2: "b", 3: "c"}, [*held[:2], Held(3, READY, "c")]) == [Unload(1)]
+
+
+def test_oldest_versions_go_first_and_one_for_each_that_became_ready() -> None:
+    held = [Held(1, READY, "a"), Held(2, READY, "b"), Held(3, READY, "c"), Held(4, LOADING, "d")]
+    assert plan({3: "c", 4: "d"}, held) == [Unload(1)]
 
 
 def test_default_is_the_highest_ready_and_wished_version() -> None:

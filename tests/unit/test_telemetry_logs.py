@@ -213,3 +213,11 @@ def test_an_unknown_level_or_format_is_refused(out: io.StringIO) -> None:
         logs.configure("json", "loud", stream=out)
     with pytest.raises(InvalidInput, match="one of auto, text"):
         logs.configure("xml", stream=out)
+
+
+def test_traceback_of_another_process_is_an_exception_and_not_inside_the_event(out: io.StringIO) -> None:
+    logs.configure("json", stream=out)
+    log.error("model_error", extra={"model": "m", "trace": "Traceback …\nValueError: no"})
+    (line,) = lines(out)
+    assert (line["event"], line["exception"], line["model"]) == ("model_error", "Traceback …\nValueError: no", "m")
+    assert "trace" not in line

@@ -68,23 +68,19 @@ def chosen(policy: str, available: Collection[int]) -> frozenset[int]:
 def plan(wished: Mapping[int, str], held: Collection[Held]) -> list[Action]:
     """What to do so that exactly the `wished` versions (number → fingerprint of their files) are served.
 
-    A version that failed is tried again only when its files have changed.
+    Old versions go one by one, the oldest first, and only as many as there are wished ones that have become ready:
+    while a wished version loads, or has failed, an old one stands in for it. A version that failed is tried again only
+    when its files have changed.
     """
     by_number = {version.number: version for version in held}
     actions: list[Action] = []
-    settled = True
     for number in sorted(wished, reverse=True):  # the newest first: it is what callers wait for
         version = by_number.get(number)
         if version is None or (version.state in (READY, UNAVAILABLE) and version.fingerprint != wished[number]):
             actions.append(Load(number))
-            settled = False
-        elif version.state in (LOADING, UNLOADING):
-            settled = False
-    some_ready = any(number in by_number and by_number[number].state == READY for number in wished)
-    if settled and (some_ready or not wished):
-        actions += [
-            Unload(version.number) for version in held if version.number not in wished and version.state == READY
-        ]
+    ready = sorted(version.number for version in held if version.state == READY)
+    spare = len(ready) - len(wished)
+    actions += [Unload(number) for number in ready if number not in wished][: max(0, spare)]
     return actions
 
 

@@ -47,11 +47,12 @@ ADAPTERS = "penstock.runtime.adapters"
 # Adapters whose authors say themselves what axis 0 is, and whose memory and state only they know.
 OWN_WORD = ("python", "echo")
 
-# A batch in the front's loop delays every other request by its length, so only short ones may run there: the figure is
-# from design.md, where a hop to a worker and back costs about as much.
+# A batch in the front's loop delays every other request by its length, so only short ones may run there. A hop to a
+# worker and back takes 30 to 80 us (bench/worker_channel.py), and up to twice that is made good by not taking it.
 INLINE_BATCH_S = 150e-6
 # With real requests and full batches; twice the admission, so that a model near it does not go to and fro.
 INLINE_LONGEST_S = 2 * INLINE_BATCH_S
+_INLINE_BATCHES = 50  # then the first ones, with cold caches, weigh little in the running mean
 _WATCH_S = 1.0
 # Models above this size stay in processes of their own, so that ending one gives all its memory back.
 INLINE_SIZE_BYTES = 64 << 20
@@ -281,6 +282,7 @@ class _Loading:
 
         if self._options.warm_up:
             await warm_up.warm_up(inline.signature, run, check_rows=False, max_rows=1, sizes=self._limits().sizes)
+        inline.forget_times()
         assert loaded.pool is not None
         pool, loaded.pool = loaded.pool, None
         await pool.close(1.0)
@@ -300,11 +302,15 @@ class _Loading:
             loaded.watch = asyncio.create_task(self._leave_inline_when_slow(inline))
 
     async def _leave_inline_when_slow(self, inline: InlineExecutor) -> None:
-        """Ends when the model has moved to worker processes; until then it looks once a second."""
+        """Ends when the model has moved to worker processes; until then it looks once a second. Two looks in a row must
+        find it slow: one may fall into a moment when the machine was busy with something else."""
+        slow_before = False
         while True:
             await asyncio.sleep(_WATCH_S)
-            if inline.batches > warm_up.RUNS and inline.compute_s > INLINE_LONGEST_S:
+            slow = slow_inline(inline)
+            if slow and slow_before:
                 break
+            slow_before = slow
         loaded = self._loaded
         log.info("leaving_inline", extra={"model": loaded.name, "batch_s": round(inline.compute_s, 6)})
         pool = self._make_pool()
@@ -320,6 +326,11 @@ class _Loading:
         loaded.pool, loaded.inline, loaded.copy = pool, None, None
         self._use_pool(pool)
         await inline.close(0.0)
+
+
+def slow_inline(inline: InlineExecutor) -> bool:
+    """Whether real batches take longer than a front's loop should be held."""
+    return inline.batches >= _INLINE_BATCHES and inline.compute_s > INLINE_LONGEST_S
 
 
 async def _run_once(worker: WorkerProcess, batch: Batch) -> BatchResult:

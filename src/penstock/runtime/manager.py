@@ -211,7 +211,8 @@ class Manager:
         available = {} if entry.gone else entry.wished.versions
         for number in [n for n, v in entry.versions.items() if n not in available and v.state == lifecycle.UNAVAILABLE]:
             del entry.versions[number]
-        entry.wanted = lifecycle.chosen(entry.wished.options.versions, available)
+        labelled = set(entry.wished.options.labels.values()) & set(available)
+        entry.wanted = lifecycle.chosen(entry.wished.options.versions, available) | labelled
         held = [lifecycle.Held(number, v.state, v.fingerprint) for number, v in entry.versions.items()]
         actions = lifecycle.plan({number: available[number].fingerprint for number in entry.wanted}, held)
         for action in actions:

@@ -75,8 +75,9 @@ class Tracing:
             "model": model,
             "version": response.version,
             "request_id": request.id,
-            "timestamps_ns": {
-                name: int(getattr(timings, name) * 1e9) for name in ("received", "submitted", "dispatched", "finished")
+            **{
+                f"{name}_ns": int(getattr(timings, name) * 1e9)
+                for name in ("received", "submitted", "dispatched", "finished")
             },
             "compute_infer_ns": int(timings.compute_infer_s * 1e9),
             "batch_rows": timings.batch_rows,

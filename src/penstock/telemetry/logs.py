@@ -39,7 +39,7 @@ FORMATS = ("auto", "text", "json")
 _SECRET = frozenset({"authorization", "api_key", "password", "secret", "token", "tls_key"})
 
 # What a LogRecord has of its own; everything else in it came by `extra`.
-_OWN = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"message", "asctime", "taskName"}
+_OWN = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"message", "asctime", "taskName", "trace"}
 
 _bound: ContextVar[Mapping[str, object]] = ContextVar("penstock_log_fields")
 
@@ -276,9 +276,11 @@ def _plain(text: str) -> str:
 
 
 def _traceback(record: logging.LogRecord) -> str:
-    if not record.exc_info or record.exc_info[0] is None:
-        return ""
-    text = "".join(traceback.format_exception(*record.exc_info)).encode(errors="replace").decode().rstrip()
+    if record.exc_info and record.exc_info[0] is not None:
+        text = "".join(traceback.format_exception(*record.exc_info))
+    else:
+        text = str(getattr(record, "trace", ""))  # of an exception in another process, by `extra`
+    text = text.encode(errors="replace").decode().rstrip()
     if len(text) > TRACEBACK_CHARS:
         half = TRACEBACK_CHARS // 2
         text = f"{text[:half]}\n… ({len(text) - TRACEBACK_CHARS} more)\n{text[-half:]}"

@@ -386,7 +386,7 @@ async def test_a_request_whose_client_left_is_taken_out_of_the_queue(how: str) -
         else:
             client.writer.close()
         await until(lambda: it.door.cancelled == ["a"])
-        assert asyncio.get_running_loop().time() - left < 0.05 + 0.05  # P1a, and some for a busy machine
+        assert asyncio.get_running_loop().time() - left < 0.05 + 0.05  # 50 ms are allowed; some for a busy machine
         assert it.listener.counters.abandoned == 1
         assert it.listener.counters.connections_open == 0
 

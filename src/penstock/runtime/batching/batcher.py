@@ -39,8 +39,8 @@ from penstock.runtime.batching.queue import Lanes, Waiting
 from penstock.runtime.workers import Batch, BatchResult, Executor
 from penstock.runtime.workers.inline import InlineExecutor
 
-# How often late and abandoned requests are looked for. Promise P1a allows 50 ms; a sweep of a full queue of 2,048
-# takes about 0.1 ms here, so 20 ms costs half a percent at worst and nothing when idle.
+# How often late and abandoned requests are looked for. They are to be gone within 50 ms; a sweep of a full queue of
+# 2,048 takes about 0.1 ms here, so 20 ms costs half a percent at worst and nothing when idle.
 SWEEP_S = 0.02
 
 

@@ -20,7 +20,7 @@ from penstock.runtime.artifact import artifact_sha256
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.checking import RequestCheck
 from penstock.runtime.fronts import wire
-from penstock.runtime.loading import ADAPTERS, INLINE_LONGEST_S
+from penstock.runtime.loading import ADAPTERS, slow_inline
 from penstock.runtime.version import InlineCopy
 from penstock.runtime.workers.inline import InlineExecutor
 from penstock.telemetry.metrics import ForwardingMetrics
@@ -90,7 +90,7 @@ class Copies:
             if copy is None:
                 continue
             copy.metrics.fold()
-            if copy.inline.compute_s > INLINE_LONGEST_S:
+            if slow_inline(copy.inline):
                 log.info("copy_given_up", extra={"model": copy.name, "batch_s": round(copy.inline.compute_s, 6)})
                 self._copies[serial] = None
                 self._spawn(-serial, self._close(copy))

@@ -9,6 +9,7 @@ call in flight would keep refusals, cancellations and the queue's view of the lo
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,7 @@ class GrpcListener:
         options = self._options
         address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
         credentials = _credentials(options)
+        _check_free(host, port, reuse_port=options.reuse_port)
         server = grpc.aio.server(options=_arguments(options), compression=_compression(options.response_compression))
         server.add_generic_rpc_handlers((Methods(self._door, self._protocols, options, self._stopping),))
         try:
@@ -91,6 +93,21 @@ class GrpcListener:
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
+
+
+def _check_free(host: str, port: int, *, reuse_port: bool) -> None:
+    """Raises InvalidInput when the address cannot be bound: grpc's own error would name its environment variables."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind((host.strip("[]"), port))
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot listen on grpc_port = {port}: {error.strerror or error}; another port is free with 0"
+        ) from error
 
 
 def _arguments(options: GrpcOptions) -> list[tuple[str, int]]:

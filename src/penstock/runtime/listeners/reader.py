@@ -316,7 +316,7 @@ class Reader:
             return HttpResponse(204, headers=(allow,))
         if found.allowed:
             site.counters.refuse("method")
-            return plain_error(405, f"{found.path[:256]} does not answer {method.decode()}", allow)
+            return plain_error(405, f"{found.path[:256]} answers {allow[1]}, not {method.decode()}", allow)
         site.counters.refuse("not_found")
         return plain_error(404, f"no such path: {found.path[:256]}")
 

@@ -73,7 +73,9 @@ def _serve(channel: Channel, pulse: int) -> int:
     try:
         servable = load(spec)
     except BaseException as error:  # user code's SystemExit too
-        channel.send(frame.LoadFailed(answers.last_line(error), answers.trace(error)))
+        # An adapter's own LoadError says all there is to say; anything else is somebody's defect.
+        trace = "" if isinstance(error, LoadError) else answers.trace(error)
+        channel.send(frame.LoadFailed(answers.last_line(error), trace))
         return 1
     channel.send(frame.Loaded(servable.signature))
     if _is_async(servable):

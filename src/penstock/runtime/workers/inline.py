@@ -71,6 +71,10 @@ class InlineExecutor:
         self.batches += 1
         return BatchResult(outputs, entered - began, left - entered, done - left)
 
+    def forget_times(self) -> None:
+        """Starts the running mean anew: the batches of a warm-up are colder than real ones."""
+        self.batches, self.compute_s = 0, 0.0
+
     def run(self, batch: Batch, done: Done) -> None:
         """As every executor's: the batch runs before this returns, `done` is called later."""
         asyncio.get_running_loop().call_soon(done, self.run_now(batch))
@@ -107,7 +111,7 @@ class InlineExecutor:
 
     def _blame(self, error: Exception) -> PenstockError:
         if not isinstance(error, PenstockError) and self._errors_logged.take():
-            log.error("model_error\n%s", answers.trace(error), extra=self._fields)
+            log.error("model_error", extra={**self._fields, "trace": answers.trace(error)})
         return answers.blame(error)
 
 

@@ -249,7 +249,8 @@ class WorkerProcess:
             if not self._loaded.done():
                 self._loaded.set_result(None)
         elif isinstance(message, frame.LoadFailed):
-            log.error("load_failed\n%s", message.trace, extra=self._life.fields)
+            if message.trace:
+                log.error("load_failed", extra={**self._life.fields, "trace": message.trace})
             if not self._loaded.done():
                 self._loaded.set_exception(LoadError(message.message))
         else:
@@ -299,7 +300,8 @@ class WorkerProcess:
     def _log_error(self, message: frame.Failed) -> None:
         if self._errors_logged.take():
             skipped, self._errors_logged.refused = self._errors_logged.refused, 0
-            log.error("model_error\n%s", message.trace, extra={**self._life.fields, "skipped": skipped})
+            fields = {**self._life.fields, "skipped": skipped, "trace": message.trace}
+            log.error("model_error", extra=fields)
 
     # Beginning and end
 
