@@ -62,8 +62,8 @@ $(KSERVE)/.installed: tests/requirements-kserve.txt | $(VENV)/.installed-dev
 serve: $(VENV)/.installed
 	@exec $(BIN)/penstock serve $(MODEL) --log-format text $(ARGS)
 
-bench: $(VENV)/.installed
-	@exec $(BIN)/python bench/run.py $(or $(ARGS),--quick)
+bench: $(VENV)/.installed-dev
+	@exec $(BIN)/python bench/run.py $(ARGS)
 
 format: $(VENV)/.installed-dev
 	@$(BIN)/ruff format
