@@ -15,6 +15,7 @@ import pytest
 
 from penstock.core.errors import DeadlineExceeded, ServableError, WorkerLost
 from penstock.core.messages import Request, Response
+from penstock.runtime.batching import streams
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions
@@ -75,11 +76,11 @@ async def test_stream_ends_at_its_deadline_though_the_model_computes_on(tmp_path
     async with loaded(tmp_path, "stream") as version:
         count, began = 0, time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            async for _ in version.batcher.stream(request(1.0, 0.4), None, 1):
+            async for _ in streams.stream(version.batcher, request(1.0, 0.4), None, 1):
                 count += 1
         assert (count, time.monotonic() - began < 0.9) == (1, True)
         # The slot is given back when the model has truly stopped.
-        assert len([item async for item in version.batcher.stream(request(0.0), None, 1)]) == 3
+        assert len([item async for item in streams.stream(version.batcher, request(0.0), None, 1)]) == 3
         assert version.batcher.in_flight == 0
 
 
@@ -87,9 +88,9 @@ async def test_stream_that_ends_worker_after_worker_is_refused(tmp_path: Path) -
     async with loaded(tmp_path, "stream") as version:
         for _ in range(2):
             with pytest.raises(WorkerLost):
-                await anext(version.batcher.stream(request(-1.0), None, 1))
+                await anext(streams.stream(version.batcher, request(-1.0), None, 1))
         with pytest.raises(ServableError, match="ended 2 workers"):
-            await anext(version.batcher.stream(request(-1.0), None, 1))
+            await anext(streams.stream(version.batcher, request(-1.0), None, 1))
 
 
 async def test_inputs_that_were_answered_since_are_not_blamed_for_a_worker_killed_by_somebody(tmp_path: Path) -> None:

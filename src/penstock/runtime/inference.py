@@ -16,6 +16,7 @@ import numpy as np
 from penstock.core.errors import Cancelled, InvalidInput, PenstockError
 from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
 from penstock.core.servable import Signature
+from penstock.runtime.batching import streams
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.checking import RequestCheck
 
@@ -68,7 +69,7 @@ class Inference:
         key, rows = version.check(request)
         if request.deadline == NO_DEADLINE:
             request.deadline = (request.timings.received or time.monotonic()) + version.timeout_s
-        answers = version.batcher.stream(request, key, rows)
+        answers = streams.stream(version.batcher, request, key, rows)
         try:
             async for response in answers:
                 yield _asked_for(response, request)

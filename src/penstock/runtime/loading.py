@@ -25,7 +25,8 @@ from penstock.core.servable import Adapter, LoadContext
 from penstock.core.tensor import parse_spec
 from penstock.runtime import warm_up
 from penstock.runtime.artifact import artifact_sha256
-from penstock.runtime.batching.batcher import Batcher, Occupancy
+from penstock.runtime.batching.batcher import Batcher
+from penstock.runtime.batching.ledger import Occupancy
 from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.checking import RequestCheck
 from penstock.runtime.options import ModelOptions

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from penstock.core.door import VersionStatus
 from penstock.core.errors import NotFound, NotReady, PenstockError
 from penstock.runtime import lifecycle
-from penstock.runtime.batching.batcher import Occupancy
+from penstock.runtime.batching.ledger import Occupancy
 from penstock.runtime.loading import load
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import LoadedVersion

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from math import ceil
-from typing import Protocol
 
 from penstock.core.errors import (
     Cancelled,
@@ -30,9 +29,10 @@ from penstock.core.errors import (
     ServableError,
     WorkerLost,
 )
-from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
+from penstock.core.messages import Request, Response
 from penstock.core.servable import Tensors
 from penstock.runtime.batching import collate, policy
+from penstock.runtime.batching.ledger import Occupancy, Recorder
 from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.batching.quarantine import Quarantine
 from penstock.runtime.batching.queue import Lanes, Waiting
@@ -42,30 +42,6 @@ from penstock.runtime.workers.inline import InlineExecutor
 # How often late and abandoned requests are looked for. They are to be gone within 50 ms; a sweep of a full queue of
 # 2,048 takes about 0.1 ms here, so 20 ms costs half a percent at worst and nothing when idle.
 SWEEP_S = 0.02
-
-
-class Recorder(Protocol):
-    """Where a batcher reports what happened; see `telemetry.metrics.ModelMetrics`."""
-
-    def record(self, timings: Timings, rows: int) -> None: ...
-
-    def record_batch(
-        self, rows: int, padded_rows: int, release: str, compute_input_s: float, compute_infer_s: float,
-        compute_output_s: float, worker: int, wait_s: float,
-    ) -> None: ...  # fmt: skip
-
-    def record_failure(self, reason: str, seconds: float) -> None: ...
-
-    def refused(self, reason: str) -> None: ...
-
-
-class Occupancy:
-    """How many worker processes compute at this moment, of all models together. Shared by all batchers."""
-
-    __slots__ = ("busy",)
-
-    def __init__(self) -> None:
-        self.busy = 0
 
 
 class _Running:
@@ -163,41 +139,6 @@ class Batcher:
             self._loop.call_soon(self._pump)
         return future
 
-    async def stream(self, request: Request, key: Hashable, rows: int) -> AsyncIterator[Response]:
-        """The answers of a streaming model, as they come; the request waits in the same queue as all others."""
-        future = self.submit(request, key, rows, stream=True)
-        try:
-            items: AsyncIterator[Tensors] = await future  # type: ignore[assignment]  # a stream's future brings its iterator
-        except BaseException:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                await future.result().aclose()  # type: ignore[attr-defined]  # given to us as we were cancelled
-                self._settle(1)
-            raise
-        timings = request.timings
-        failed: str | None = None
-        try:
-            while (outputs := await _next_before(request.deadline, items)) is not None:
-                yield Response(self.model, self.version, dict(outputs), request.id, {}, timings)
-        except PenstockError as error:
-            failed = error.reason
-            if isinstance(error, WorkerLost):
-                self._quarantine.add(request.inputs)
-            raise
-        except (GeneratorExit, asyncio.CancelledError):
-            failed = Cancelled.reason
-            raise
-        finally:
-            await items.aclose()  # type: ignore[attr-defined]  # executors' streams are async generators
-            timings.finished = time.monotonic()
-            timings.compute_infer_s = timings.finished - timings.dispatched
-            if failed is None:
-                if self._quarantine:
-                    self._quarantine.clear(request.inputs)
-                self.recorder.record(timings, rows)
-            else:
-                self.recorder.record_failure(failed, timings.finished - timings.received)
-            self._settle(1)
-
     def retain(self) -> None:
         """Keeps the version from being closed as idle, for a request that is submitted in pieces. See `release`."""
         self.in_flight += 1
@@ -205,6 +146,15 @@ class Batcher:
     def release(self) -> None:
         """Ends what `retain` began."""
         self._settle(1)
+
+    def note_death(self, inputs: Tensors) -> None:
+        """Remembers that a worker died while it answered these inputs with a stream."""
+        self._quarantine.add(inputs)
+
+    def note_answer(self, inputs: Tensors) -> None:
+        """Forgets deaths with these inputs: they have been answered."""
+        if self._quarantine:
+            self._quarantine.clear(inputs)
 
     def wake(self) -> None:
         """To be called when an executor has a free slot again without having answered a batch."""
@@ -458,15 +408,3 @@ class Batcher:
             self._settle_dropped()
         if self._lanes.size or self._running:
             self._watch()
-
-
-async def _next_before(deadline: float, items: AsyncIterator[Tensors]) -> Tensors | None:
-    """The next item; None at the end. Raises: DeadlineExceeded, as soon as the deadline passes."""
-    left_s = deadline - time.monotonic()
-    try:
-        if left_s <= 0:
-            raise TimeoutError
-        async with asyncio.timeout(left_s if left_s < NO_DEADLINE else None):
-            return await anext(items, None)
-    except TimeoutError:
-        raise DeadlineExceeded("the deadline passed in the middle of the stream") from None
