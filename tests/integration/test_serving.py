@@ -333,3 +333,13 @@ def test_overload_and_deadline_keep_their_types_in_the_client(server: Factory) -
     assert sum(isinstance(error, Overloaded) for error in errors) == 2
     with pytest.raises(DeadlineExceeded):
         infer(running, "slow", [1.5], timeout_s=0.1)
+
+
+def test_stop_ends_within_its_grace_although_the_model_computes_on(server: Factory) -> None:
+    running = server({"slow": model("slow", workers=1)}, grace_s=0.3)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(post, running, "/v2/models/slow/infer", raw_body([1.99]))
+        eventually(lambda: 'penstock_requests_in_flight{model="slow",version="1"} 1' in penstock_metrics(running))
+        began = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - began < 0.8

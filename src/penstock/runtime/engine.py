@@ -44,6 +44,7 @@ class Engine:
         set_logging: Callable[[Mapping[str, Parameter] | None], Mapping[str, Parameter]],
     ) -> None:
         self.stopping = False
+        self.close_by = 0.0  # monotonic; set when the server stops: what still computes then is cut
         self.before_reading: Callable[[], Awaitable[None]] = _nothing  # brings figures in that other processes hold
         self.on_tracing: Callable[[], None] = lambda: None  # called when tracing is switched on or off
         self._manager = manager

@@ -53,7 +53,6 @@ OWN_WORD = ("python", "echo")
 INLINE_BATCH_S = 150e-6
 # With real requests and full batches; twice the admission, so that a model near it does not go to and fro.
 INLINE_LONGEST_S = 2 * INLINE_BATCH_S
-_INLINE_BATCHES = 50  # then the first ones, with cold caches, weigh little in the running mean
 _WATCH_S = 1.0
 # Models above this size stay in processes of their own, so that ending one gives all its memory back.
 INLINE_SIZE_BYTES = 64 << 20
@@ -331,7 +330,7 @@ class _Loading:
 
 def slow_inline(inline: InlineExecutor) -> bool:
     """Whether real batches take longer than a front's loop should be held."""
-    return inline.batches >= _INLINE_BATCHES and inline.compute_s > INLINE_LONGEST_S
+    return inline.compute_s > INLINE_LONGEST_S
 
 
 async def _run_once(worker: WorkerProcess, batch: Batch) -> BatchResult:

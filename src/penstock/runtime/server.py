@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
     engine = Engine(manager, repository, Tracing(), metrics, lambda update: log_handle.update(update or {}))
     http = HttpListener(engine, http_protocols(), http_options(server, keys))
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(manager.close, server.grace_s)
+        stack.push_async_callback(_close_models, manager, engine)
         stack.push_async_callback(repository.close)
         loading = asyncio.create_task(repository.start())
         stack.push_async_callback(_cancelled, loading)
@@ -146,11 +147,17 @@ async def _drain(
     http.wind_down()
     if engine.started:
         await asyncio.sleep(server.lame_duck_s)
+    engine.close_by = time.monotonic() + server.grace_s
     http.stop_accepting()
     work: list[Coroutine[Any, Any, Any]] = [http.drain(server.grace_s), fronts.drain(server.grace_s)]
     if grpc is not None:
         work.append(grpc.stop(server.grace_s))
     await asyncio.gather(*work)
+
+
+async def _close_models(manager: Manager, engine: Engine) -> None:
+    """Closes every version in what is left of the grace: batches whose callers were cut may still compute."""
+    await manager.close(max(0.0, engine.close_by - time.monotonic()))
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -67,9 +67,13 @@ class Gate(wire.Link[wire.ToEngine]):
     async def tell(self) -> None:
         """Returns when the front has sent all that its copies observed, or did not within a moment."""
         self._asked += 1
-        told = self._told[self._asked] = asyncio.get_running_loop().create_future()
-        self.send(wire.Tell(self._asked))
-        await asyncio.wait({told, self.closed}, timeout=_TELL_S, return_when=asyncio.FIRST_COMPLETED)
+        asked = self._asked
+        told = self._told[asked] = asyncio.get_running_loop().create_future()
+        self.send(wire.Tell(asked))
+        try:
+            await asyncio.wait({told, self.closed}, timeout=_TELL_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._told.pop(asked, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for future in list(self._futures.values()):

@@ -22,7 +22,9 @@ from penstock.runtime.workers.relay import Allowance
 
 log = logging.getLogger("penstock.worker")
 
-_WEIGHT = 0.05  # of the newest batch in the running mean: about the last twenty count
+# Batches whose median time is kept. A median, because a machine that is busy with something else for a moment makes a
+# few batches a thousand times as long, and they say nothing about the model.
+_WINDOW = 32
 
 
 class InlineExecutor:
@@ -35,7 +37,8 @@ class InlineExecutor:
         self.signature = servable.signature
         self.device = context.device
         self.batches = 0
-        self.compute_s = 0.0  # running mean of one batch's time in the loop; the first batch sets it
+        self.compute_s = 0.0  # median of one batch's time in the loop, of the last full window
+        self._times: list[float] = []
         self.exited = False
         self._servable = servable
         self._fields = {"model": context.name, "version": context.version}
@@ -66,14 +69,18 @@ class InlineExecutor:
         except Exception as error:
             return self._blame(error)
         done = time.perf_counter()
-        whole = done - began
-        self.compute_s = self.compute_s + _WEIGHT * (whole - self.compute_s) if self.batches else whole
         self.batches += 1
+        times = self._times
+        times.append(done - began)
+        if len(times) == _WINDOW:
+            self.compute_s = sorted(times)[_WINDOW // 2]
+            times.clear()
         return BatchResult(outputs, entered - began, left - entered, done - left)
 
     def forget_times(self) -> None:
-        """Starts the running mean anew: the batches of a warm-up are colder than real ones."""
+        """Starts the measurement anew: the batches of a warm-up are colder than real ones."""
         self.batches, self.compute_s = 0, 0.0
+        self._times.clear()
 
     def run(self, batch: Batch, done: Done) -> None:
         """As every executor's: the batch runs before this returns, `done` is called later."""
