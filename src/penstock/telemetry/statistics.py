@@ -97,7 +97,7 @@ class Sums:
         self._add_sizes(rows, nanoseconds(columns[4:7]))
 
     def _add_sizes(self, rows: Ns, compute_ns: Ns) -> None:
-        if rows.max() < BATCH_SIZES:  # a bincount is several times as fast as sorting
+        if int(np.max(rows)) < BATCH_SIZES:  # a bincount is several times as fast as sorting
             counts = np.bincount(rows)
             sizes, which = np.flatnonzero(counts), rows
         else:
