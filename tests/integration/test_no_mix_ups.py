@@ -293,7 +293,7 @@ async def quiet(client: penstock.AsyncClient) -> Counter[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("fronts", [1, 2])
-@pytest.mark.parametrize("count", [3000, pytest.param(200_000, marks=[pytest.mark.soak, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("count", [3000, pytest.param(200_000, marks=[pytest.mark.chaos, pytest.mark.timeout(1200)])])
 async def test_every_answer_is_its_own_and_every_request_ends_once(
     server: Callable[..., Any], tmp_path: Path, fronts: int, count: int
 ) -> None:
