@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if config.getoption(f"--{marker}"):
             continue
         for item in items:
-            if marker in item.keywords:
+            if item.get_closest_marker(marker) is not None:  # not its keywords: those hold folder names too
                 item.add_marker(pytest.mark.skip(reason=f"needs --{marker}"))
 
 
@@ -46,7 +46,7 @@ def figure(request: pytest.FixtureRequest) -> Figure:
 
     A promise, a name and a unit identify a figure; a later one replaces it in the file. The test asserts by itself.
     """
-    long = any(marker in request.node.keywords for marker in OPT_IN)
+    long = any(request.node.get_closest_marker(marker) is not None for marker in OPT_IN)
 
     def write_down(promise: str, name: str, value: float, unit: str, *, goal: str = "") -> None:
         measured = {"promise": promise, "name": name, "value": value, "unit": unit, "goal": goal}
