@@ -10,7 +10,7 @@ import pytest
 
 from penstock.config import ConfigFile
 from penstock.core.errors import InvalidInput
-from penstock.runtime.assemble import Configuration, Written, assemble
+from penstock.runtime.assemble import Configuration, Offers, Written, assemble, effective
 from penstock.runtime.options import ModelOptions
 
 
@@ -138,3 +138,23 @@ def test_files_are_recognised_for_the_adapter_that_was_chosen() -> None:
     assemble(Written(["x"], model={"adapter": "a"}), file, {}, spy)
     assemble(Written(["x"]), file, {}, spy)
     assert seen == ["a", "a", "c", "b"]
+
+
+def test_offers_go_on_with_what_they_had_while_something_cannot_be_read(tmp_path: Path) -> None:
+    models, file = tmp_path / "models", tmp_path / "penstock.toml"
+    for name in ("a", "b"):
+        (models / name).mkdir(parents=True)
+        (models / name / "model.onnx").write_bytes(b"")
+    (models / "a" / "model.toml").write_text("max_queue = 7\n")
+    file.write_text("[server]\n")
+    written = Written([str(models)])
+    offers = Offers(written, str(file), effective(written, str(file)))
+    assert {model.name: model.max_queue for model in offers()} == {"a": 7, "b": 2048}
+    (models / "a" / "model.toml").write_text("max_queue = \n")
+    (models / "c.onnx").write_bytes(b"")
+    assert {model.name: model.max_queue for model in offers()} == {"a": 7, "b": 2048, "c": 2048}
+    file.write_text("[server\n")
+    assert {model.name: model.max_queue for model in offers()} == {"a": 7, "b": 2048, "c": 2048}
+    (models / "a" / "model.toml").write_text("max_queue = 8\n")
+    file.write_text("[server]\n")
+    assert {model.name: model.max_queue for model in offers()} == {"a": 8, "b": 2048, "c": 2048}

@@ -144,14 +144,15 @@ def test_links_inside_the_root_and_a_linked_root_are_followed(models: Path, tmp_
     assert numbers(LocalSource([ModelOptions(path=str(tmp_path / "link"))])) == [1, 3]
 
 
-def test_model_taken_away_goes_but_a_disk_taken_away_is_an_error(models: Path, tmp_path: Path) -> None:
+def test_model_taken_away_goes_but_a_disk_taken_away_takes_nothing(models: Path, tmp_path: Path) -> None:
     source = LocalSource([ModelOptions(path=str(models / "fraud"), name="fraud")])
-    source.poll()
+    before = source.poll()["fraud"].versions
+    models.rename(tmp_path / "gone")
+    assert source.poll()["fraud"].versions == before
+    assert "there is nothing at" in source.poll()["fraud"].trouble
+    (tmp_path / "gone").rename(models)
     shutil.rmtree(models / "fraud")
     assert source.poll() == {}
-    models.rename(tmp_path / "gone")
-    with pytest.raises(NotFound, match="there is nothing at"):
-        source.poll()
 
 
 def test_missing_path_stops_a_start(tmp_path: Path) -> None:
@@ -182,3 +183,55 @@ def test_memory_source_offers_what_it_is_told(tmp_path: Path) -> None:
         source.poll()
     source.fail(None)
     assert sorted(source.poll()) == ["b"]
+
+
+def test_broken_settings_of_one_model_do_not_stop_the_others_from_being_followed(models: Path) -> None:
+    put(models / "iris.onnx")
+    source = LocalSource([ModelOptions(path=str(models))])
+    before = source.poll()
+    put(models / "fraud" / "model.toml", "max_batch_size = ")
+    put(models / "fraud" / "2" / "model.onnx")
+    put(models / "new" / "1" / "model.onnx")
+    now = source.poll()
+    assert set(now) == {"fraud", "iris", "new"}
+    assert now["fraud"].versions == before["fraud"].versions
+    assert "model.toml" in now["fraud"].trouble
+    assert "is no TOML" in now["fraud"].trouble
+    (models / "fraud" / "model.toml").unlink()
+    assert numbers(source) == [1, 2]
+    assert source.poll()["fraud"].trouble == ""
+
+
+def test_new_model_with_broken_settings_is_reported_and_not_offered(models: Path) -> None:
+    source = LocalSource([ModelOptions(path=str(models))])
+    source.poll()
+    put(models / "new" / "model.toml", "max_batch_size = -1")
+    put(models / "new" / "1" / "model.onnx")
+    new = source.poll()["new"]
+    assert not new.versions
+    assert "max_batch_size" in new.trouble
+    (models / "new" / "model.toml").unlink()
+    assert numbers(source, "new") == [1]
+
+
+def test_named_model_in_trouble_keeps_what_it_had_while_another_path_is_followed(models: Path, tmp_path: Path) -> None:
+    put(tmp_path / "other" / "1" / "model.onnx")
+    named = [ModelOptions(path=str(models / "fraud"), name="a"), ModelOptions(path=str(tmp_path / "other"), name="b")]
+    source = LocalSource(named)
+    source.poll()
+    put(models / "fraud" / "model.toml", "[")
+    put(tmp_path / "other" / "2" / "model.onnx")
+    assert numbers(source, "a") == [1]
+    assert numbers(source, "b") == [1, 2]
+    shutil.rmtree(models / "fraud")
+    assert "a" not in source.poll()
+
+
+def test_folder_that_is_empty_of_a_sudden_takes_no_model_away(models: Path) -> None:
+    """A disk that was unmounted leaves its mount point."""
+    source = LocalSource([ModelOptions(path=str(models))])
+    source.poll()
+    (models / "fraud").rename(models.parent / "away")
+    now = source.poll()
+    assert list(now) == ["fraud"]
+    assert "holds no model" in now["fraud"].trouble

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.errors import InvalidInput, LoadError, NotFound
+from penstock.core.errors import InvalidInput, LoadError, NotFound, PenstockError
 from penstock.runtime.recognise import Found, adapters, look, recognise, safe_name
 
 PLUGS = adapters()
@@ -164,9 +164,9 @@ def test_model_behind_a_link_out_of_the_folder_is_left_out_and_told(tmp_path: Pa
     put(tmp_path / "elsewhere" / "1" / "model.onnx")
     put(tmp_path / "models" / "iris.onnx")
     (tmp_path / "models" / "fraud").symlink_to(tmp_path / "elsewhere")
-    told: list[LoadError] = []
-    assert [found.name for found in look(str(tmp_path / "models"), PLUGS, told.append)] == ["iris"]
-    assert "leads out" in str(told[0])
+    told: dict[str, PenstockError] = {}
+    assert [found.name for found in look(str(tmp_path / "models"), PLUGS, told.__setitem__)] == ["iris"]
+    assert "leads out" in str(told[str(tmp_path / "models" / "fraud")])
     with pytest.raises(LoadError, match="leads out"):
         recognise(str(tmp_path / "models"))
 

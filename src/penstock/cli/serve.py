@@ -40,7 +40,7 @@ def serve(
     import uvloop
 
     from penstock.cli.startup import announce
-    from penstock.runtime.assemble import Written, effective
+    from penstock.runtime.assemble import Offers, Written, effective
     from penstock.runtime.server import run
 
     written = Written(paths or (), server or {}, model or {}, trust or ())
@@ -51,9 +51,5 @@ def serve(
             "[models.NAME] tables"
         )
     options = configuration.server.value
-
-    def offered() -> list[ModelOptions]:
-        """What is there now: folders may have got models since the start."""
-        return [model.value for model in effective(written, config).models]
-
+    offered = Offers(written, config, configuration)
     uvloop.run(run(options, offered, on_ready=lambda status: announce(status, options)))

@@ -8,15 +8,18 @@ environment or parses a file: `config` does. `assemble` is handed all it looks a
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock import config
 from penstock.config import ConfigFile, Layer, Resolved, environment_layers, options_of, resolve
-from penstock.core.errors import InvalidInput
+from penstock.core.errors import InvalidInput, PenstockError
 from penstock.runtime.options import ModelOptions, ServerOptions, check_model, check_server
-from penstock.runtime.recognise import recognise
+from penstock.runtime.recognise import recognise, safe_name
+
+log = logging.getLogger("penstock.assemble")
 
 Recognise = Callable[[str, str], Sequence[ModelOptions]]
 """What a path holds, for an adapter or "" for any: one entry per model. Raises NotFound, InvalidInput."""
@@ -45,7 +48,7 @@ class Configuration:
     models: tuple[Resolved[ModelOptions], ...]
 
 
-def effective(written: Written, file: str | None = None) -> Configuration:
+def effective(written: Written, file: str | None = None, entries_of: Recognise = recognise) -> Configuration:
     """The effective options of a server started here and now: with this process's environment, and with the named file
     or the working directory's `penstock.toml`.
 
@@ -53,7 +56,40 @@ def effective(written: Written, file: str | None = None) -> Configuration:
         InvalidInput, NotFound: as `assemble`, and the file cannot be read.
     """
     environ = config.environment()
-    return assemble(written, config.find_file(file, environ, Path()), environ, recognise)
+    return assemble(written, config.find_file(file, environ, Path()), environ, entries_of)
+
+
+class Offers:
+    """The models' options anew at each call: folders may have got models since the start. Never raises: a running
+    server goes on with the options that it had, and the source finds out what is wrong with a model's own files."""
+
+    def __init__(self, written: Written, file: str | None, first: Configuration) -> None:
+        self._written = written
+        self._file = file
+        self._last = [model.value for model in first.models]
+        self._trouble = ""
+
+    def __call__(self) -> list[ModelOptions]:
+        """One entry per model; one whose own settings cannot be read has those it had, or none."""
+        broken: set[str] = set()
+
+        def entries_of(path: str, adapter: str) -> list[ModelOptions]:
+            problems: list[str] = []
+            found = recognise(path, adapter, lambda child, _: problems.append(child))
+            broken.update(problems)
+            return [*found, *(ModelOptions(name=safe_name(Path(child).stem), path=child) for child in problems)]
+
+        try:
+            models = [model.value for model in effective(self._written, self._file, entries_of).models]
+        except (PenstockError, OSError) as error:
+            if str(error) != self._trouble:
+                log.warning("configuration_not_taken", extra={"error": str(error)})
+            self._trouble = str(error)
+            return self._last
+        before = {model.path: model for model in self._last}
+        self._last = [before.get(model.path, model) if model.path in broken else model for model in models]
+        self._trouble = ""
+        return self._last
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,12 +106,15 @@ class Manager:
         return {name: _reasons(name, entry) for name, entry in self._models.items() if not _ready(entry)}
 
     def index(self) -> list[VersionStatus]:
-        """The state of every version that this process knows."""
-        return [
-            VersionStatus(name, str(number), version.state, version.reason)
-            for name, entry in sorted(self._models.items())
-            for number, version in sorted(entry.versions.items())
-        ]
+        """The state of every version that this process knows; and of models that have none, why."""
+        known: list[VersionStatus] = []
+        for name, entry in sorted(self._models.items()):
+            trouble = entry.wished.trouble
+            if trouble and not entry.versions:
+                known.append(VersionStatus(name, "", lifecycle.UNAVAILABLE, trouble))
+            for number, version in sorted(entry.versions.items()):
+                known.append(VersionStatus(name, str(number), version.state, version.reason or trouble))
+        return known
 
     def loaded(self, model: str = "", version: str = "") -> list[LoadedVersion]:
         """Ready versions: of all models, of one, or the one named. Raises: NotFound, NotReady."""
@@ -337,6 +340,8 @@ def _reasons(name: str, entry: _Model) -> str:
     reasons = [
         f"version {number}: {version.reason or version.state}" for number, version in sorted(entry.versions.items())
     ]
+    if entry.wished.trouble:
+        reasons.append(entry.wished.trouble)
     return f"model '{name}' has no ready version ({'; '.join(reasons) or 'none found'})"
 
 

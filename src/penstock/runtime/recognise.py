@@ -23,7 +23,7 @@ from typing import cast
 
 from penstock import plugins
 from penstock.config import Layer, options_of, resolve
-from penstock.core.errors import InvalidInput, LoadError, NotFound
+from penstock.core.errors import InvalidInput, LoadError, NotFound, PenstockError
 from penstock.core.servable import Adapter
 from penstock.runtime.artifact import ignored
 from penstock.runtime.options import ModelOptions
@@ -41,10 +41,11 @@ _BESIDE = (".py", ".toml", ".md", ".pbtxt")  # files beside models that are none
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")  # as Triton: digits that do not begin with 0
 
 
-OnProblem = Callable[[LoadError], None]
+OnProblem = Callable[[str, PenstockError], None]
+"""Hears of one model in a folder of models that cannot be offered: its path, and why."""
 
 
-def _raise(error: LoadError) -> None:
+def _raise(path: str, error: PenstockError) -> None:
     raise error
 
 
@@ -59,14 +60,12 @@ class Found:
     settings: Mapping[str, object]  # of its model.toml, checked
 
 
-def recognise(path: str, adapter: str = "") -> tuple[ModelOptions, ...]:
+def recognise(path: str, adapter: str = "", on_problem: OnProblem = _raise) -> tuple[ModelOptions, ...]:
     """The options of each model at `path`: name, path, and what its `model.toml` says; in the order of names.
 
-    Raises:
-        NotFound: there is nothing at `path`.
-        InvalidInput: it holds no model, or it is not clear which file is the model.
+    Raises: as `look`.
     """
-    return tuple(options_for(found, ModelOptions()) for found in look(path, adapters(adapter)))
+    return tuple(options_for(found, ModelOptions()) for found in look(path, adapters(adapter), on_problem))
 
 
 def options_for(found: Found, template: ModelOptions) -> ModelOptions:
@@ -92,11 +91,13 @@ def adapters(name: str = "") -> Mapping[str, Adapter]:
 
 def look(path: str, plugs: Mapping[str, Adapter], on_problem: OnProblem = _raise) -> tuple[Found, ...]:
     """Every model at `path` that one of `plugs` loads, by name; a single plug is one the user chose, and is believed.
-    `on_problem` hears of a model that is left out because its link leads out.
+    One model of several that cannot be offered is left out when `on_problem` returns: a broken one does not take its
+    neighbours with it.
 
     Raises:
         NotFound: there is nothing at `path`.
         InvalidInput: it holds no model, or it is not clear which file is the model.
+        LoadError: it cannot be read, or what `on_problem` raises.
     """
     place = Path(path).expanduser()
     if not place.exists():
@@ -105,8 +106,14 @@ def look(path: str, plugs: Mapping[str, Adapter], on_problem: OnProblem = _raise
         return (_one(place.stem, path, _which(place, plugs), {1: place}, {}),)
     if (found := _in_folder(place, path, plugs)) is not None:
         return (found,)
-    children = sorted(_children(place, path, plugs, on_problem), key=lambda found: found.name)
-    if not children:
+    problems: list[str] = []
+
+    def heard(child: str, error: PenstockError) -> None:
+        on_problem(child, error)
+        problems.append(child)
+
+    children = sorted(_children(place, path, plugs, heard), key=lambda found: found.name)
+    if not children and not problems:
         raise InvalidInput(f"{path} holds no model. Looked at: {_seen(place)}. {_allowed(plugs)}")
     names = [found.name for found in children]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -160,14 +167,25 @@ def _children(folder: Path, path: str, plugs: Mapping[str, Adapter], on_problem:
     root = folder.resolve()
     for entry in _visible(folder):
         below = f"{path.rstrip('/')}/{entry.name}"
-        if not entry.resolve().is_relative_to(root):
-            on_problem(LoadError(f"{below} leads out of {path} by a link; copy the files, or give their real folder"))
-            continue
-        if entry.is_dir():
-            if (found := _in_folder(entry, below, plugs, child=True)) is not None:
+        try:
+            if not entry.resolve().is_relative_to(root):
+                raise LoadError(f"{below} leads out of {path} by a link; copy the files, or give their real folder")
+            found = _child(entry, below, plugs)
+        except PenstockError as error:
+            on_problem(below, error)
+        except OSError as error:
+            on_problem(below, LoadError(f"cannot read {below}: {error.strerror}"))
+        else:
+            if found is not None:
                 yield found
-        elif entry.suffix not in _BESIDE and (adapter := _recogniser(entry, plugs)):
-            yield _one(entry.stem, below, adapter, {1: entry}, {})
+
+
+def _child(entry: Path, path: str, plugs: Mapping[str, Adapter]) -> Found | None:
+    if entry.is_dir():
+        return _in_folder(entry, path, plugs, child=True)
+    if entry.suffix not in _BESIDE and (adapter := _recogniser(entry, plugs)):
+        return _one(entry.stem, path, adapter, {1: entry}, {})
+    return None
 
 
 def _artifact(folder: Path, plugs: Mapping[str, Adapter]) -> Path | None:

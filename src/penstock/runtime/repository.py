@@ -197,7 +197,9 @@ class ModelRepository:
             and status.reason not in ("", "unloaded")
         ]
         if failed:
-            return "; ".join(f"version {status.version}: {status.reason}" for status in failed)
+            return "; ".join(
+                f"version {status.version}: {status.reason}" if status.version else status.reason for status in failed
+            )
         return None if self._manager.ready_versions(model) else "it has no version that could be loaded"
 
     def _restore(

@@ -26,11 +26,16 @@ class WishedVersion:
 
 @dataclass(frozen=True, slots=True)
 class WishedModel:
-    """One model that a source offers: its options and every version it has (the version policy chooses among them)."""
+    """One model that a source offers: its options and every version it has (the version policy chooses among them).
+
+    With `trouble`, what lies there now cannot be offered, for this reason; the rest is as it was offered last: nothing
+    (then `adapter` is empty too), or the versions that go on being served.
+    """
 
     options: ModelOptions
-    adapter: str  # resolved: never empty
+    adapter: str  # resolved: empty only without versions
     versions: Mapping[int, WishedVersion]
+    trouble: str = ""
 
 
 class Source(Protocol):
