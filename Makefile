@@ -4,6 +4,7 @@
 #   make test     format check, lint, types, import contract, all tests
 #   make test-kserve   the part of them that needs KServe's clients, which get an environment of their own
 #   make check    the same with unit and property tests only: under a minute, for every commit
+#   make fuzz     coverage-guided fuzzing of every decoder; ARGS="--seconds 600 http_body" for one, longer
 #   make bench    compare with the other model servers installed here; see bench/README.md
 #   make docs     regenerate the pages that are made from code
 
@@ -24,7 +25,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help serve test test-kserve check bench docs format lint types contract unit clean
+.PHONY: help serve test test-kserve check fuzz bench docs format lint types contract unit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,6 +62,9 @@ $(KSERVE)/.installed: tests/requirements-kserve.txt | $(VENV)/.installed-dev
 
 serve: $(VENV)/.installed
 	@exec $(BIN)/penstock serve $(MODEL) --log-format text $(ARGS)
+
+fuzz: $(VENV)/.installed-dev
+	@exec $(BIN)/python tests/fuzz $(ARGS)
 
 bench: $(VENV)/.installed-dev
 	@exec $(BIN)/python bench/run.py $(ARGS)

@@ -9,9 +9,10 @@ import pytest
 
 import penstock
 from penstock.client import calls, http1, retry, tensors
+from penstock.client.events import EventParser
 from penstock.client.http1 import Reply
 from penstock.client.options import parse_url
-from penstock.core.errors import Internal, InvalidInput, NotFound
+from penstock.core.errors import Internal, InvalidInput, NotFound, TooLarge
 
 
 @pytest.mark.parametrize(
@@ -135,3 +136,21 @@ def test_importing_the_client_brings_no_runtime_no_asyncio_and_takes_little_time
 def test_a_result_is_a_mapping() -> None:
     result = tensors.Result("m", "1", {"y": np.zeros(1)})
     assert dict(result) == result.outputs and "y" in result and len(result) == 1
+
+
+def test_an_event_of_empty_lines_without_end_is_given_up() -> None:
+    parser = EventParser(1000)
+    with pytest.raises(TooLarge):
+        for _ in range(1001):
+            parser.feed(b"data:\n")
+
+
+@pytest.mark.parametrize("said", ["[" * 600 + "]" * 600, '{"a":' * 500 + "1" + "}" * 500])
+def test_an_error_nested_beyond_what_can_be_written_is_still_an_error(said: str) -> None:
+    reply = Reply(400, {}, b'{"error": %b}' % said.encode(), True)
+    assert isinstance(calls.error_of(reply), InvalidInput)
+
+
+def test_metrics_that_are_no_text_are_the_servers_fault() -> None:
+    with pytest.raises(Internal, match="no text"):
+        calls.metrics().read(Reply(200, {}, b"\xff", True))

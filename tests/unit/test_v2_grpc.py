@@ -497,9 +497,9 @@ async def test_load_passes_configuration_and_files() -> None:
 @pytest.mark.parametrize(
     ("parameters", "text"),
     [
-        ({"config": "{"}, "not JSON"),
-        ({"config": "[" * 100_000}, "not JSON"),
-        ({"config": "[]"}, "JSON object"),
+        ({"config": "{"}, "not valid JSON"),
+        ({"config": "[" * 100_000}, "the config parameter"),
+        ({"config": "[]"}, "Expected `object`"),
         ({"file:x": "b"}, "need a config"),
         ({"other": "b"}, "unknown load parameter"),
     ],

@@ -140,7 +140,7 @@ def server() -> Call[Json]:
 
 def metrics() -> Call[str]:
     """The server's metrics, as Prometheus text."""
-    return Call("GET", "/metrics", lambda reply: bytes(checked(reply).body).decode(), repeatable=True)
+    return Call("GET", "/metrics", _text, repeatable=True)
 
 
 def metadata(model: str, version: str) -> Call[ModelMetadata]:
@@ -220,9 +220,16 @@ def _message(reply: Reply) -> str:
         body = orjson.loads(reply.body)
         said = body.get("error", body.get("detail")) if isinstance(body, dict) else None
         text = said if isinstance(said, str) else orjson.dumps(said).decode() if said else ""
-    except orjson.JSONDecodeError:
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):  # it reads deeper nesting than it writes
         text = bytes(reply.body[:_MESSAGE_CHARS]).decode(errors="replace").strip()
     return text[:_MESSAGE_CHARS] or f"the server answered with status {reply.status}"
+
+
+def _text(reply: Reply) -> str:
+    try:
+        return bytes(checked(reply).body).decode()
+    except UnicodeDecodeError as error:
+        raise Internal(f"the server's answer is no text: {error}") from None
 
 
 def _loads(reply: Reply) -> object:

@@ -42,7 +42,7 @@ class EventParser:
         field, _, value = line.partition(b":")
         if field == b"data":
             self._data.append(value.removeprefix(b" "))
-            self._size += len(value)
+            self._size += len(value) + 1  # empty lines count too: each one is kept
 
 
 def read_stream(call: Call[Json], limit: int) -> Generator[Need | Json, bytes | bytearray, bool]:

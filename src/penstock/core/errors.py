@@ -8,6 +8,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_MOST_CHARACTERS = 1600  # many errors repeat what was sent, which may be as long as a body
+
+
+def _fit_to_send(message: str) -> str:
+    """The message as any wire can carry it: not endless, and without halves of characters (lone surrogates)."""
+    if len(message) > _MOST_CHARACTERS:
+        half = _MOST_CHARACTERS // 2
+        message = f"{message[:half]} … {message[-half:]}"
+    return message if message.isascii() else message.encode(errors="replace").decode()
+
 
 class PenstockError(Exception):
     """The one base. `str(error)` says what was got, what was allowed and what to do; it never holds internals."""
@@ -17,6 +27,7 @@ class PenstockError(Exception):
     reason: ClassVar[str] = "internal"  # the value of the `reason` label in metrics: a closed set
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        message = _fit_to_send(message)
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s

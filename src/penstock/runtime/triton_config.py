@@ -60,7 +60,7 @@ def _whole(name: str, value: object) -> int:
         number = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else -1
     except ValueError:
         number = -1
-    if number < 0:
+    if not 0 <= number < 1 << 63:  # Python's integers have no end, and not every option has a maximum
         raise InvalidInput(f"config: {name} is {value!r}, a whole number of at least 0 belongs there")
     return number
 

@@ -164,7 +164,7 @@ def _check(name: str, value: Parameter) -> None:
         if not isinstance(value, bool):
             raise InvalidInput(f"{name} is true or false, not {value!r}")
     elif name == "log_verbose_level":
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:  # the protocol's uint32
             raise InvalidInput(f"log_verbose_level is a whole number from 0 on, not {value!r}")
     elif name == "log_format":
         if value not in ("default", "ISO8601", "json"):

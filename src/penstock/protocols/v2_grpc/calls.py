@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from penstock.core.door import BatchTally, Door, Statistics, Tally
 from penstock.core.errors import InvalidInput, NotFound, Unsupported
+from penstock.core.json_body import read_json
 from penstock.core.messages import Parameter
 from penstock.core.model_config import model_config
 from penstock.core.protobuf import Schema, parse
@@ -25,6 +27,8 @@ EXTENSIONS = (
     "trace",
     "logging",
 )
+
+_CONFIG: Final = msgspec.json.Decoder(dict[str, object])
 
 Answer = Callable[[Any, Any, GrpcRequest, Door], Awaitable[None]]
 
@@ -158,13 +162,7 @@ async def _load(message: Any, response: Any, request: GrpcRequest, door: Door) -
 
 
 def _config(text: str) -> dict[str, object]:
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"the config parameter is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InvalidInput("the config parameter must be a JSON object")
-    return config
+    return read_json(text.encode(), _CONFIG, "the config parameter")
 
 
 async def _unload(message: Any, response: Any, request: GrpcRequest, door: Door) -> None:

@@ -6,7 +6,6 @@ sends none. The header is the length of the JSON part before compression, so a b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -54,6 +53,7 @@ _DECODER: Final = msgspec.json.Decoder(JsonRequest)
 
 # Parameters that are for the server. Sequence parameters are not among them: models may use them.
 _RESERVED: Final = frozenset({"priority", "timeout", "binary_data_output", "headers"})
+_LONGEST_US: Final = 1e18  # a timeout of 30,000 years; Python's integers, and so JSON's, have no end
 _SHARED_MEMORY: Final = "shared-memory regions are not supported: send tensors as binary data in the request"
 
 
@@ -262,6 +262,6 @@ def _deadline(timeout_us: Parameter, received: float) -> float:
     number = timeout_us
     if isinstance(number, str) and number.isdigit() and len(number) < 20:
         number = int(number)
-    if type(number) not in (int, float) or not math.isfinite(float(number)) or float(number) < 0:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= _LONGEST_US:
         raise InvalidInput(f"parameter timeout is {timeout_us!r}, it must be a number of microseconds")
-    return received + float(number) / 1e6 if number else NO_DEADLINE
+    return received + number / 1e6 if number else NO_DEADLINE

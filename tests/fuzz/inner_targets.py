@@ -1,0 +1,160 @@
+"""What crosses between our own processes, and what comes with a model: neither side trusts the other's bytes.
+
+Between processes an error may be `Internal`: it is one of ours who sent it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tomllib
+from typing import Any
+
+import msgspec
+import numpy as np
+from target import Fault, Target, check_refusal, run_on_loop
+
+from penstock.config import Layer, resolve
+from penstock.core.errors import Internal, InvalidInput
+from penstock.core.messages import Response, Timings
+from penstock.core.tensor import parse_spec
+from penstock.runtime.fronts import wire
+from penstock.runtime.options import ModelOptions
+from penstock.runtime.workers import frame
+from penstock.runtime.workers.channel import Channel
+
+PAYLOAD = frame.pack(({"x": np.arange(8, dtype="f4"), "t": np.array([b"ab", b""], dtype=object)},))
+
+
+def chunks_of(payload: frame.Payload) -> bytes:
+    return b"".join(chunk if isinstance(chunk, bytes) else chunk.tobytes() for chunk in payload.chunks)
+
+
+def worker_frame(data: bytes) -> bool:
+    """One message on a worker's doorbell socket."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = Channel(left, front=True)
+    try:
+        received = channel._parse(data)
+        if isinstance(received.message, frame.Run | frame.Result | frame.Item):
+            for array in frame.unpack(received.message.tensors, received.payload, owned=True).values():
+                if array.dtype != object and array.nbytes > len(data):
+                    raise Fault("an array holds more than was received")
+        return True
+    except Internal:
+        return False
+    finally:
+        channel.close()
+        right.close()
+
+
+def worker_seeds() -> tuple[bytes, ...]:
+    def message(header: frame.Message, payload: frame.Payload | None = None) -> bytes:
+        text = frame.encode(header)
+        size = 0 if payload is None else payload.size
+        start = frame.prefix(0, 0, len(text), size) + text
+        return start if payload is None else start + frame.gap(len(start)) + chunks_of(payload)
+
+    return (
+        message(frame.Run(1, PAYLOAD.heads, {"p": 1, "q": "r"}, -1, 0.0), PAYLOAD),
+        message(frame.Result(1, PAYLOAD.heads, 0.0, 1.0), PAYLOAD),
+        message(frame.Failed(1, "InvalidInput", "bad", "trace", 0.5)),
+        message(frame.Credit(1, 3)),
+        message(frame.LoadFailed("no", "trace")),
+    )
+
+
+class Listening(wire.Link[Any]):
+    """An end of a front's link that looks into everything it is given."""
+
+    def on_message(self, message: Any, payload: bytes) -> None:
+        for array in frame.unpack(getattr(message, "tensors", ()), payload, owned=False).values():
+            array.nbytes  # noqa: B018  # that it can be asked
+
+
+class Transport(asyncio.Transport):
+    """As much of a transport as a link needs, and what became of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def write(self, data: Any) -> None: ...
+
+
+def front_wire(data: bytes) -> bool:
+    """Bytes on a front's link; the first one chooses the end and how they are cut."""
+    if not data:
+        return False
+
+    async def receive() -> bool:
+        link = Listening(wire.ToEngine if data[0] & 1 else wire.ToFront)
+        transport = Transport()
+        link.connection_made(transport)
+        step = (data[0] >> 1) + 1
+        for at in range(1, len(data), step):
+            link.data_received(data[at : at + step])
+            if len(link._received) > len(data):
+                raise Fault("more is kept than was received")
+        return not transport.closed
+
+    return run_on_loop(receive())
+
+
+def wire_seeds() -> tuple[bytes, ...]:
+    encoder = msgspec.msgpack.Encoder()
+
+    def framed(message: Any, payload: frame.Payload | None = None) -> bytes:
+        header = encoder.encode(message)
+        return (
+            wire._PREFIX.pack(len(header), payload.size if payload else 0)
+            + header
+            + (chunks_of(payload) if payload else b"")
+        )
+
+    response = Response("m", "1", {}, timings=Timings(1.0))
+    infer = wire.Infer(1, "m", "", "id", {"k": 1}, ("y",), 9.0, 0, 1.0, PAYLOAD.heads)
+    answer = wire.Answer(1, "m", "1", "id", {}, PAYLOAD.heads, response.timings)
+    return (
+        b"\xff" + framed(infer, PAYLOAD) + framed(wire.Cancel(1)) + framed(wire.Call(2, "load", ["m", None, None])),
+        b"\xfe" + framed(answer, PAYLOAD) + framed(wire.End(1)) + framed(wire.Problem(1, "NotFound", "no")),
+        b"\xfe" + framed(wire.Table(True, False, [], [], {"m": {"": 0}}, {"n": "why"})) + framed(wire.Drain(1.0)),
+    )  # fmt: skip
+
+
+def model_toml(data: bytes) -> bool:
+    """The `model.toml` that comes with a model, and the declarations of tensors in it."""
+    try:
+        settings = tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+        return False
+    try:
+        options = resolve(ModelOptions, [Layer("file model.toml", settings)]).value
+        for name, declaration in (*options.inputs.items(), *options.outputs.items()):
+            parse_spec(name, declaration)
+        return True
+    except InvalidInput as error:
+        check_refusal(error)
+        return False
+
+
+def toml_seeds() -> tuple[bytes, ...]:
+    return (
+        b'max_batch_size = 8\nbatch_delay_s = "2ms"\nbatch_sizes = [1, 2, 8]\nversions = "latest:2"\n',
+        b'executor = "process"\nthreads = 2\n[inputs]\nx = "f4[n, 4]"\n[options]\nk = 1.5\n',
+        b"trust = true\nlabels = {stable = 3}\ndevices = ['cuda:0*0.5']\n",
+    )
+
+
+def targets() -> tuple[Target, ...]:
+    return (
+        Target("worker_frame", worker_frame, worker_seeds()),
+        Target("front_wire", front_wire, wire_seeds()),
+        Target("model_toml", model_toml, toml_seeds()),
+    )
