@@ -28,6 +28,10 @@ COMMANDS = {
 }
 
 
+# A command that a flag turns into another one, with options of its own.
+_VARIANTS = {("bench", "--ledger"): "penstock.cli.ledger"}
+
+
 class LazyCommands(TyperGroup):
     """A group whose commands are imported when they are asked for. Each module has a Typer `app` with one command."""
 
@@ -37,9 +41,7 @@ class LazyCommands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        command = typer.main.get_command(importlib.import_module(COMMANDS[cmd_name]).app)
-        command.name = cmd_name
-        return command
+        return _command(cmd_name, COMMANDS[cmd_name])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
@@ -47,7 +49,16 @@ class LazyCommands(TyperGroup):
 
             near = nearest(args[0], COMMANDS)
             raise InvalidInput(f"there is no command {args[0]!r}{near}; there are {', '.join(COMMANDS)}")
+        for (name, flag), module in _VARIANTS.items():
+            if args and args[0] == name and flag in args:
+                return f"{name} {flag}", _command(f"{name} {flag}", module), [one for one in args[1:] if one != flag]
         return super().resolve_command(ctx, args)
+
+
+def _command(name: str, module: str) -> Any:
+    command = typer.main.get_command(importlib.import_module(module).app)
+    command.name = name
+    return command
 
 
 def application() -> typer.Typer:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -21,16 +18,19 @@ from penstock.cli.connection import (
     Url,
     connect,
     name_and_version,
+    only_model,
     server_key,
     server_url,
     tls_of,
 )
 from penstock.cli.output import print_json, print_table
-from penstock.client import Client, Tls, calls
+from penstock.cli.started import started
+from penstock.client import Tls, calls
 from penstock.client.http1 import request
 from penstock.client.options import parse_url
 from penstock.client.tensors import Ask
-from penstock.core.errors import Internal, InvalidInput, LoadError, NotReady
+from penstock.core.errors import Internal, InvalidInput, NotReady
+from penstock.ledger.report import percentile
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -52,6 +52,10 @@ def bench(
     serve: Annotated[
         str | None, typer.Option(metavar="PATH", help="First start a server for PATH, and stop it.")
     ] = None,
+    ledger: Annotated[
+        bool,
+        typer.Option("--ledger", help="An open loop with a ledger of every request; see `bench --ledger --help`."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -70,9 +74,10 @@ def bench(
     tls = tls_of(ca_file, client_cert, client_key)
     with contextlib.ExitStack() as stack:
         if serve is not None:
-            url, grpc_address = stack.enter_context(_server(serve))
+            own = stack.enter_context(started(serve))
+            url, grpc_address = own.http, own.grpc
         client = stack.enter_context(connect(url, api_key, tls))
-        name, version = name_and_version(model or _only_model(client))
+        name, version = name_and_version(model or only_model(client))
         known = client.metadata(name, version).inputs
         values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin.buffer)
         datatypes = {spec.name: spec.datatype for spec in known}
@@ -112,12 +117,6 @@ def summary(tally: load.Tally, connections: int, rows: int) -> dict[str, object]
     return figures
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile of ascending values; `share` from 0 to 1."""
-    rank = max(1, -int(-share * len(ordered) // 1))
-    return ordered[min(rank, len(ordered)) - 1]
-
-
 def _run_http(target: load.Target, connections: int, duration_s: float) -> load.Tally:
     import uvloop
 
@@ -148,43 +147,6 @@ def _target(ask: Ask, url: str | None, api_key: str | None, tls: Tls) -> load.Ta
         wires.append(b"".join(bytes(part) for part in request(address, call.method, call.path, headers, call.body)))
     context = tls.context() if address.secure else None
     return load.Target(address.host, address.port, wires[0], wires[1], context)
-
-
-def _only_model(client: Client) -> str:
-    names = client.models()
-    if len(names) != 1:
-        raise InvalidInput(f"name a model: {', '.join(names) or 'the server has none'}")
-    return names[0]
-
-
-@contextlib.contextmanager
-def _server(path: str) -> Iterator[tuple[str, str]]:
-    """The HTTP URL and the gRPC address of a server for `path` on free ports, stopped at the end.
-
-    Raises:
-        LoadError: it ended before it was ready; why stands on standard error.
-    """
-    command = [sys.executable, "-m", "penstock.cli", "serve", path, "--http-port", "0", "--grpc-port", "0"]
-    command += ["--log-format", "json"]  # whatever the environment says
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                serving = _serving(line)
-                if serving is not None:
-                    yield str(serving["http"]), str(serving["grpc"])
-                    return
-            raise LoadError(f"the server for {path} ended before it was ready")
-        finally:
-            process.terminate()
-
-
-def _serving(line: str) -> Mapping[str, object] | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and event.get("event") == "serving" else None
 
 
 def _shown(value: object) -> str:

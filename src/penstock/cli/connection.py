@@ -87,3 +87,11 @@ def name_and_version(model: str) -> tuple[str, str]:
     """`NAME@VERSION` in two; the version is "" where there is none."""
     name, _, version = model.partition("@")
     return name, version
+
+
+def only_model(client: Client) -> str:
+    """The name of the one model that a server has. Raises: InvalidInput when it has none, or several."""
+    names = client.models()
+    if len(names) != 1:
+        raise InvalidInput(f"name a model: {', '.join(names) or 'the server has none'}")
+    return names[0]

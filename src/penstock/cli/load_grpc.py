@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import time
 from importlib import resources
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +15,7 @@ from penstock.client.tensors import Ask
 from penstock.core.errors import NotReady
 from penstock.core.protobuf import Schema
 from penstock.core.tensor import to_wire
-
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
+from penstock.ledger.grpc import METHOD, credentials
 
 
 def prepare(ask: Ask) -> bytes:
@@ -38,14 +35,6 @@ def prepare(ask: Ask) -> bytes:
     return made
 
 
-def _credentials(tls: Tls) -> Any:
-    import grpc
-
-    roots, cert = (Path(file).read_bytes() if file else None for file in (tls.ca_file, tls.client_cert))
-    key = Path(tls.client_key).read_bytes() if tls.client_key else cert
-    return grpc.ssl_channel_credentials(roots, key, cert)
-
-
 async def run(
     address: str, request: bytes, connections: int, duration_s: float, api_key: str | None, tls: Tls | None
 ) -> Tally:
@@ -60,15 +49,15 @@ async def run(
     import grpc.aio
 
     tally = Tally()
-    credentials = _credentials(tls) if tls else None
+    secure = credentials(tls) if tls else None
     metadata = [("authorization", f"Bearer {api_key}")] if api_key else []
 
     async def client(stop_at: float) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own; channels share one otherwise
-        if credentials is None:
+        if secure is None:
             channel = grpc.aio.insecure_channel(address, options)
         else:
-            channel = grpc.aio.secure_channel(address, credentials, options)
+            channel = grpc.aio.secure_channel(address, secure, options)
         async with channel:
             call = channel.unary_unary(METHOD)
             while (sent_at := time.perf_counter()) < stop_at:

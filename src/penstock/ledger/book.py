@@ -23,6 +23,7 @@ UNSENT: Final = "unsent"  # the generator's fault: no connection was free before
 Outcome = Literal[
     "ok", "quota", "unavailable", "deadline", "invalid", "error", "left", "refused", "cut", "lost", "unsent"
 ]
+OUTCOMES: Final = (OK, QUOTA, UNAVAILABLE, DEADLINE, INVALID, ERROR, LEFT, REFUSED, CUT, LOST, UNSENT)
 # Truthful ends of a valid request to a server that is up.
 ALLOWED: Final[frozenset[str]] = frozenset({OK, QUOTA, UNAVAILABLE, DEADLINE, LEFT})
 

@@ -24,13 +24,19 @@ class Violation:
 
 
 def check(
-    entries: Sequence[Entry], plan: Plan, before: Counters | None = None, after: Counters | None = None
+    entries: Sequence[Entry],
+    plan: Plan,
+    before: Counters | None = None,
+    after: Counters | None = None,
+    *,
+    on_time: bool = True,
 ) -> list[Violation]:
     """The broken rules; none is a pass.
 
     - lost: a request without an outcome. doubled: one with several.
     - crossed: a success that is not this request's.
-    - late: an answer, other than that it is too late, after deadline and slack.
+    - late: an answer, other than that it is too late, after deadline and slack. Not judged when the generator itself
+      was not `on_time`: it then reads answers late too.
     - untruthful: an outcome that the plan does not allow.
     - miscounted: the server's successes are not those that its callers saw. A caller that left or was cut off may or
       may not have been answered; so may one whose gRPC call ended by itself at its deadline.
@@ -40,7 +46,7 @@ def check(
         ("lost", lambda entry: entry.outcome in (None, book.LOST)),
         ("doubled", lambda entry: entry.ends > 1 and entry.outcome not in (book.LEFT, book.LOST, book.UNSENT)),
         ("crossed", lambda entry: bool(entry.crossed)),
-        ("late", lambda entry: entry.outcome in _ANSWERS and entry.latency_s > late_s),
+        ("late", lambda entry: on_time and entry.outcome in _ANSWERS and entry.latency_s > late_s),
         (
             "untruthful",
             lambda entry: entry.outcome not in plan.allowed and entry.outcome not in (None, book.LOST, book.UNSENT),

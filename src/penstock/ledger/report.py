@@ -59,6 +59,11 @@ class Report:
         """Whether no rule was broken."""
         return not self.violations
 
+    @property
+    def on_time(self) -> bool:
+        """Whether the generator kept its schedule well enough to judge whether the server did."""
+        return self.lag_p99_s <= self.plan.slack_s
+
     def summary(self, phase: int | None = None) -> Summary:
         """Figures of one phase, or of the whole run."""
         if phase is None:

@@ -66,11 +66,11 @@ async def run(
         await senders.close()
     after = await _when_quiet(target, before)
     lags = sorted(entry.sent - entry.scheduled for entry in all_entries if entry.sent is not None)
-    return Report(
+    report = Report(
         target,
         plan,
         all_entries,
-        check(all_entries, plan, before, after),
+        [],
         sorted(events, key=lambda event: event.at),
         known.told_apart,
         percentile(lags, 0.99),
@@ -78,13 +78,17 @@ async def run(
         after,
         memory,
     )
+    report.violations += check(all_entries, plan, before, after, on_time=report.on_time)
+    return report
 
 
-async def capacity(target: Target, plan: Plan, seconds: float = 3.0, at_once: int = 64) -> float:
+async def capacity(
+    target: Target, plan: Plan, inputs: Sequence[Arrays] | None = None, seconds: float = 3.0, at_once: int = 64
+) -> float:
     """Right answers a second in a closed loop of `at_once` callers: what the server can do at most.
 
     Raises: what `run` raises."""
-    known = await prepare(target, plan, None)
+    known = await prepare(target, plan, inputs)
     begun = time.monotonic()
 
     def clock() -> float:
