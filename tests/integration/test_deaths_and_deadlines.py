@@ -43,6 +43,13 @@ def slow(x):
     return {"y": x}
 
 @penstock.model(**PLAIN, batch=False, concurrency=20)
+async def poisoned(x):
+    if x[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    await asyncio.sleep(x[0])
+    return {"y": x}
+
+@penstock.model(**PLAIN, batch=False, concurrency=20)
 async def waits(x):
     await asyncio.sleep(x[0])
     return {"y": x}
@@ -103,6 +110,43 @@ async def test_inputs_that_were_answered_since_are_not_blamed_for_a_worker_kille
             with pytest.raises(WorkerLost):
                 await asked
             assert (await ask(version.batcher, 0.5)).outputs["y"].tolist() == [0.5]
+
+
+async def test_request_that_user_code_has_not_seen_outlives_its_worker(tmp_path: Path) -> None:
+    async with loaded(tmp_path, "slow") as version:
+        assert version.pool is not None
+        for _ in range(3):
+            pid = version.pool.workers[0].pid
+            os.kill(pid, signal.SIGSTOP)  # what is sent now stays in the channel
+            asked = asyncio.create_task(ask(version.batcher, 0.01))
+            await asyncio.sleep(0.05)
+            os.kill(pid, signal.SIGKILL)
+            assert (await asked).outputs["y"].tolist() == [0.01]
+        assert version.batcher.in_flight == 0
+
+
+async def test_stream_that_user_code_has_not_seen_outlives_its_worker(tmp_path: Path) -> None:
+    async with loaded(tmp_path, "stream") as version:
+        assert version.pool is not None
+        pid = version.pool.workers[0].pid
+        os.kill(pid, signal.SIGSTOP)
+        answers = streams.stream(version.batcher, request(0.0), None, 1)
+        first = asyncio.create_task(anext(answers))
+        await asyncio.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+        assert (await first).outputs["y"].tolist() == [0.0]
+        assert [answer.outputs["y"].tolist() async for answer in answers] == [[1.0], [2.0]]
+        assert version.batcher.in_flight == 0
+
+
+async def test_request_that_always_died_in_company_still_runs(tmp_path: Path) -> None:
+    async with loaded(tmp_path, "poisoned") as version:
+        for poison in (-1.0, -2.0, -3.0):
+            innocent = asyncio.create_task(ask(version.batcher, 0.5))
+            await asyncio.sleep(0.1)
+            both = await asyncio.gather(innocent, ask(version.batcher, poison), return_exceptions=True)
+            assert [type(one) for one in both] == [WorkerLost, WorkerLost]
+        assert (await ask(version.batcher, 0.5)).outputs["y"].tolist() == [0.5]
 
 
 async def test_expected_wait_counts_every_slot_of_an_asyncio_worker(tmp_path: Path) -> None:

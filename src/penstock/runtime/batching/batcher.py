@@ -8,8 +8,8 @@ and fails what is late; a late request that is already in a worker is answered a
 until the worker is truly done, so that real concurrency never exceeds the workers.
 
 A joined batch that fails by the model's fault is run again request by request, so that one bad row fails alone.
-A request that a worker held when it died is remembered by its content; when that happens to it twice in a row it is
-refused (quarantined), and in between it runs alone so that it cannot take others with it. An answer clears it.
+A request that user code held when its worker died fails, and is remembered by its content (see `quarantine`). One that
+had not reached user code goes back to the head of the queue, and its caller never knows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from penstock.core.servable import Tensors
 from penstock.runtime.batching import collate, policy
 from penstock.runtime.batching.ledger import Occupancy, Recorder
 from penstock.runtime.batching.policy import BatchLimits
-from penstock.runtime.batching.quarantine import Quarantine
+from penstock.runtime.batching.quarantine import FREE, REFUSED, Quarantine
 from penstock.runtime.batching.queue import Lanes, Waiting
 from penstock.runtime.workers import Batch, BatchResult, Executor
 from penstock.runtime.workers.inline import InlineExecutor
@@ -43,6 +43,10 @@ from penstock.runtime.workers.inline import InlineExecutor
 # 2,048 takes about 0.1 ms here, so 20 ms costs half a percent at worst and nothing when idle.
 SWEEP_S = 0.02
 
+
+# How often a request may lose its worker before user code sees it. Ending a worker from outside so early so often is no
+# accident: what unpacks the request may be what dies.
+MOST_RETURNS = 3
 
 class _Running:
     """A batch that a process executor holds."""
@@ -113,27 +117,40 @@ class Batcher:
         now = time.monotonic()
         try:
             self._admit(request, now)
-            alone = bool(self._quarantine) and self._check_quarantine(request)
+            alone = bool(self._quarantine) and self._check_quarantine(request, now)
         except PenstockError as error:
             if not piece and error is not self._closed:
                 self.recorder.refused(error.reason)
             raise
         future: asyncio.Future[Response] = self._loop.create_future()
+        future = self._enqueue(request, rows, key if not stream else "stream", now, alone, stream, piece)
+        if not piece:
+            self.in_flight += 1
+        return future
+
+    def resubmit(self, request: Request, rows: int) -> asyncio.Future[Response]:
+        """As `submit`, at the head of the queue, for a stream whose worker died before user code saw it. Its owner goes
+        on counting it."""
+        return self._enqueue(request, rows, "stream", time.monotonic(), False, True, True, front=True)
+
+    def _enqueue(
+        self, request: Request, rows: int, key: Hashable, now: float, alone: bool, stream: bool, piece: bool,
+        front: bool = False,
+    ) -> asyncio.Future[Response]:  # fmt: skip
         request.timings.submitted = now
         self._lanes.push(
             Waiting(
                 request,
                 future,
                 rows if self.joinable else 1,
-                key if not stream else "stream",
+                key,
                 now,
                 alone,
                 stream,
                 piece,
-            )
+            ),
+            front=front,
         )
-        if not piece:
-            self.in_flight += 1
         if not self._pumping:
             self._pumping = True
             self._loop.call_soon(self._pump)
@@ -147,9 +164,9 @@ class Batcher:
         """Ends what `retain` began."""
         self._settle(1)
 
-    def note_death(self, inputs: Tensors) -> None:
-        """Remembers that a worker died while it answered these inputs with a stream."""
-        self._quarantine.add(inputs)
+    def note_death(self, inputs: Tensors, *, alone: bool) -> None:
+        """Remembers that a worker died while it answered these inputs with a stream; `alone`: and nothing else."""
+        self._quarantine.add(inputs, time.monotonic(), alone=alone)
 
     def note_answer(self, inputs: Tensors) -> None:
         """Forgets deaths with these inputs: they have been answered."""
@@ -194,13 +211,14 @@ class Batcher:
                 retry_after_s=max(1, ceil(wait_s)),
             )
 
-    def _check_quarantine(self, request: Request) -> bool:
-        deaths = self._quarantine.deaths(request.inputs)
-        if deaths >= self._quarantine.limit:
+    def _check_quarantine(self, request: Request, now: float) -> bool:
+        verdict, deaths, refused_s = self._quarantine.judge(request.inputs, now)
+        if verdict == REFUSED:
             raise ServableError(
-                f"these inputs ended {deaths} workers of model '{self.model}' and are refused until it is reloaded"
+                f"these inputs ended {deaths} workers of model '{self.model}' in a row and are refused for "
+                f"{ceil(refused_s)} s"
             )
-        return deaths > 0
+        return verdict != FREE
 
     # --- making batches ---
 
@@ -315,7 +333,7 @@ class Batcher:
             timings.compute_output_s = result.compute_output_s
             timings.batch_rows = rows
             timings.release = running.release
-            if entry.alone and self._quarantine:  # what is remembered runs alone: see `_check_quarantine`
+            if self._quarantine:
                 self._quarantine.clear(request.inputs)
             future.set_result(Response(model, version, outputs, request.id, {}, timings))  # type: ignore[arg-type]
             if not entry.piece:
@@ -324,17 +342,17 @@ class Batcher:
 
     def _finish_failed(self, running: _Running, error: PenstockError) -> None:
         entries = running.entries
-        if isinstance(error, WorkerLost):
+        if isinstance(error, WorkerLost) and (error.begun or entries[0].returns >= MOST_RETURNS):
+            now, alone = time.monotonic(), len(entries) == 1 and not error.in_company
             for entry in entries:
-                self._quarantine.add(entry.request.inputs)
-        elif len(entries) > 1 and isinstance(error, ServableError | InvalidInput) and self._closed is None:
-            for entry in reversed(entries):
-                if not entry.future.done():
-                    entry.alone = True
-                    self._lanes.push(entry, front=True)
-                else:
-                    self._leave(entry)
-            self._schedule()
+                self._quarantine.add(entry.request.inputs, now, alone=alone)
+        elif self._closed is None and isinstance(error, WorkerLost):
+            self._put_back(entries)
+            return
+        elif self._closed is None and len(entries) > 1 and isinstance(error, ServableError | InvalidInput):
+            for entry in entries:
+                entry.alone = True
+            self._put_back(entries)
             return
         for entry in entries:
             self._fail(entry, error)
@@ -346,6 +364,16 @@ class Batcher:
             entry.future.set_exception(error)
             if not entry.piece:
                 self.recorder.record_failure(error.reason, time.monotonic() - entry.request.timings.received)
+    def _put_back(self, entries: list[Waiting]) -> None:
+        """Has them run again, before all others."""
+        for entry in reversed(entries):
+            if entry.future.done():
+                self._leave(entry)
+            else:
+                entry.returns += 1
+                self._lanes.push(entry, front=True)
+        self._schedule()
+
             self._settle(not entry.piece)
         else:
             self._leave(entry)

@@ -24,9 +24,10 @@ _DEFAULT_LEVEL = 1 << 31
 
 class Waiting:
     """One request in the queue. `future` is its caller's; `alone` keeps it out of joined batches; a `piece` is a part
-    of a larger request, which is counted as a whole elsewhere."""
+    of a larger request, which is counted as a whole elsewhere. `returns` is how often it came back from a worker
+    without an answer."""
 
-    __slots__ = ("alone", "future", "key", "piece", "request", "rows", "since", "stream")
+    __slots__ = ("alone", "future", "key", "piece", "request", "returns", "rows", "since", "stream")
 
     def __init__(
         self, request: Request, future: asyncio.Future[Any], rows: int, key: Hashable, since: float,
@@ -40,6 +41,7 @@ class Waiting:
         self.alone = alone
         self.stream = stream
         self.piece = piece
+        self.returns = 0
 
 
 class _Lane:
@@ -85,7 +87,11 @@ class Lanes:
         """
         expired: list[Waiting] = []
         for lane_id, lane in self._ordered():
-            reason = policy.release(lane.rows, now - lane.items[0].since, limits)
+            first = lane.items[0]
+            if first.alone or first.stream:
+                reason = policy.SINGLE  # nothing may join it, so there is nothing to wait for
+            else:
+                reason = policy.release(lane.rows, now - first.since, limits)
             if not reason:
                 continue
             batch = self._pop(lane, policy.share(lane.rows, free_workers, limits), limits.join, now, expired)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Hashable
 from penstock.core.errors import Cancelled, DeadlineExceeded, PenstockError, WorkerLost
 from penstock.core.messages import NO_DEADLINE, Request, Response
 from penstock.core.servable import Tensors
-from penstock.runtime.batching.batcher import Batcher
+from penstock.runtime.batching.batcher import MOST_RETURNS, Batcher
 
 
 async def stream(batcher: Batcher, request: Request, key: Hashable, rows: int) -> AsyncIterator[Response]:
@@ -19,21 +19,31 @@ async def stream(batcher: Batcher, request: Request, key: Hashable, rows: int) -
     """
     future = batcher.submit(request, key, rows, stream=True)
     try:
-        items: AsyncIterator[Tensors] = await future  # type: ignore[assignment]  # a stream's future brings its iterator
+        items = await _given(future)
     except BaseException:
         if future.done() and not future.cancelled() and future.exception() is None:
-            await future.result().aclose()  # type: ignore[attr-defined]  # given to us as we were cancelled
-            batcher.release()
+            batcher.release()  # given to us as we were cancelled
         raise
     timings = request.timings
     failed: str | None = None
+    returns = 0
     try:
-        while (outputs := await _next_before(request.deadline, items)) is not None:
+        while True:
+            try:
+                outputs = await _next_before(request.deadline, items)
+            except WorkerLost as error:
+                if error.begun or returns == MOST_RETURNS:
+                    raise
+                returns += 1
+                items = await _given(batcher.resubmit(request, rows))
+                continue
+            if outputs is None:
+                break
             yield Response(batcher.model, batcher.version, dict(outputs), request.id, {}, timings)
     except PenstockError as error:
         failed = error.reason
         if isinstance(error, WorkerLost):
-            batcher.note_death(request.inputs)
+            batcher.note_death(request.inputs, alone=not error.in_company)
         raise
     except (GeneratorExit, asyncio.CancelledError):
         failed = Cancelled.reason
@@ -48,6 +58,16 @@ async def stream(batcher: Batcher, request: Request, key: Hashable, rows: int) -
         else:
             batcher.recorder.record_failure(failed, timings.finished - timings.received)
         batcher.release()
+
+
+async def _given(future: asyncio.Future[Response]) -> AsyncIterator[Tensors]:
+    """What a worker was asked for. Closes it when the reader leaves at the moment at which it comes."""
+    try:
+        return await future  # type: ignore[return-value]  # a stream's future brings its iterator
+    except BaseException:
+        if future.done() and not future.cancelled() and future.exception() is None:
+            await future.result().aclose()  # type: ignore[attr-defined]  # executors' streams have it
+        raise
 
 
 async def _next_before(deadline: float, items: AsyncIterator[Tensors]) -> Tensors | None:

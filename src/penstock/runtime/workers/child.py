@@ -12,12 +12,10 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import inspect
-import mmap
 import os
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -32,6 +30,7 @@ from penstock.core.servable import Adapter, Borrower, Servable, StreamingServabl
 from penstock.runtime.workers import answers, frame
 from penstock.runtime.workers.channel import Channel, Received
 
+from penstock.runtime.workers.pulse import Pulse
 if TYPE_CHECKING:
     import asyncio
 
@@ -56,7 +55,7 @@ def main(doorbell: int, pulse: int, parent: int) -> None:
     channel = Channel(socket.socket(fileno=doorbell), front=False)
     code = 1
     try:
-        code = _serve(channel, pulse)
+        code = _serve(channel, Pulse(pulse, writable=True))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -64,7 +63,7 @@ def main(doorbell: int, pulse: int, parent: int) -> None:
         os._exit(code)
 
 
-def _serve(channel: Channel, pulse: int) -> int:
+def _serve(channel: Channel, pulse: Pulse) -> int:
     first = channel.receive()
     if first is None or not isinstance(first.message, frame.Load):
         return 1
@@ -81,9 +80,9 @@ def _serve(channel: Channel, pulse: int) -> int:
     if _is_async(servable):
         from penstock.runtime.workers import child_async  # asyncio takes time to import
 
-        child_async.serve(channel, servable)
+        child_async.serve(channel, servable, pulse)
     else:
-        Server(channel, servable).serve()
+        Server(channel, servable, pulse).serve()
     servable.close()
     return 0
 
@@ -100,10 +99,11 @@ def load(spec: frame.LoadSpec) -> Servable:
 class Server:
     """Runs one batch or stream at a time, in the main thread."""
 
-    def __init__(self, channel: Channel, servable: Servable) -> None:
+    def __init__(self, channel: Channel, servable: Servable, pulse: Pulse) -> None:
         self._channel = channel
         self._servable = servable
         self._borrower = servable if isinstance(servable, Borrower) else None
+        self._pulse = pulse
         self._borrowing = False
         self._waiting: deque[Received] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -142,6 +142,7 @@ class Server:
         if inspect.isawaitable(returned):
             returned = self._await(returned)
         outputs = answers.checked(returned, self._servable.signature, run.rows)
+        self._pulse.begin(run.id)
         left = time.monotonic()
         payload = frame.pack((outputs,))
         self._channel.send(frame.Result(run.id, payload.heads, entered, left), slot, payload)
@@ -151,6 +152,7 @@ class Server:
             items: Iterator[object] = iter((self._servable.predict(inputs, run.parameters),))
         else:
             answer = self._servable.answer(inputs, run.parameters)
+        self._pulse.begin(run.id)
             items = self._drive(answer.__aiter__()) if hasattr(answer, "__aiter__") else iter(answer)
         flow = Flow()
         try:
@@ -264,14 +266,11 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _beat(pulse: int, doorbell: int, heartbeat_s: float) -> None:
-    page = mmap.mmap(pulse, mmap.PAGESIZE)
+def _beat(pulse: Pulse, doorbell: int, heartbeat_s: float) -> None:
     hang_up = select.poll()
     hang_up.register(doorbell, select.POLLRDHUP)
-    count = 0
     while True:
-        count += 1
-        struct.pack_into("<Q", page, 0, count)
+        pulse.beat()
         if hang_up.poll(0):  # the front is gone, and the main thread may be in user code for ever
             os._exit(1)
         time.sleep(heartbeat_s)

@@ -14,18 +14,20 @@ from penstock.runtime.workers import answers, frame
 from penstock.runtime.workers.channel import Channel, Received
 from penstock.runtime.workers.child import Flow, failed
 
+from penstock.runtime.workers.pulse import Pulse
 
-def serve(channel: Channel, servable: Servable) -> None:
+def serve(channel: Channel, servable: Servable, pulse: Pulse) -> None:
     """Returns when told to close and everything held is answered, or when the front is gone."""
-    asyncio.run(Server(channel, servable).serve())
+    asyncio.run(Server(channel, servable, pulse).serve())
 
 
 class Server:
     """One task for each batch or stream."""
 
-    def __init__(self, channel: Channel, servable: Servable) -> None:
+    def __init__(self, channel: Channel, servable: Servable, pulse: Pulse) -> None:
         self._channel = channel
         self._servable = servable
+        self._pulse = pulse
         self._jobs: dict[int, tuple[asyncio.Task[None], AsyncFlow]] = {}
         self._closing = asyncio.Event()
 
@@ -81,6 +83,7 @@ class Server:
             inputs = frame.unpack(run.tensors, received.payload, owned=False)
             left_s = run.deadline - time.monotonic()
             limit = asyncio.timeout(left_s if left_s != float("inf") else None)
+            self._pulse.begin(run.id)  # tasks begin in the order in which they are made
             try:
                 async with limit:
                     if run.stream:

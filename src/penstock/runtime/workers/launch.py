@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 
 from penstock.runtime.workers.frame import LoadSpec
+from penstock.runtime.workers.pulse import Pulse, pulse_fd
 
 _BOOT = "import sys; from penstock.runtime.workers.child import main; main(*map(int, sys.argv[1:4]))"
 
@@ -21,7 +21,7 @@ class Launched:
 
     process: subprocess.Popen[bytes]
     doorbell: socket.socket
-    pulse: mmap.mmap
+    pulse: Pulse
     stdout: int
     stderr: int
     pidfd: int | None
@@ -39,18 +39,17 @@ def launch(spec: LoadSpec, python: str) -> Launched:
         childs.callback(back.close)
         stdout, stdout_end = _pipe(undo, childs)
         stderr, stderr_end = _pipe(undo, childs)
-        pulse_fd = os.memfd_create("penstock-pulse", os.MFD_CLOEXEC)
-        childs.callback(os.close, pulse_fd)
-        os.ftruncate(pulse_fd, mmap.PAGESIZE)
-        pulse = mmap.mmap(pulse_fd, mmap.PAGESIZE, access=mmap.ACCESS_READ)
+        page = pulse_fd()
+        childs.callback(os.close, page)
+        pulse = Pulse(page, writable=False)
         undo.callback(pulse.close)
         # -P: neither the working directory nor the script's folder may shadow a module.
         # The last argument only tells people who look at the process list what this is.
         process = subprocess.Popen(
-            [python, "-P", "-c", _BOOT, str(back.fileno()), str(pulse_fd), str(os.getpid()),
+            [python, "-P", "-c", _BOOT, str(back.fileno()), str(page), str(os.getpid()),
              f"penstock-worker:{spec.context.name}@{spec.context.version}"],
             stdin=subprocess.DEVNULL, stdout=stdout_end, stderr=stderr_end,
-            pass_fds=(back.fileno(), pulse_fd), env=_environment(spec),
+            pass_fds=(back.fileno(), page), env=_environment(spec),
             start_new_session=True,  # ^C in a terminal reaches the front only
         )  # fmt: skip
         undo.pop_all()

@@ -14,10 +14,10 @@ import logging
 import os
 import signal
 import socket
-import struct
 import time
 from collections.abc import Callable
 
+from penstock.runtime.workers import states
 from penstock.runtime.workers.cgroup import oom_kills
 from penstock.runtime.workers.frame import LoadSpec
 from penstock.runtime.workers.launch import cause_of, launch
@@ -40,7 +40,7 @@ class Life:
         self._oom_kills = oom_kills()
         launched = launch(spec, python)
         self._process = launched.process
-        self._pulse_page = launched.pulse
+        self._pulse = launched.pulse
         self._pidfd = launched.pidfd
         self.doorbell: socket.socket = launched.doorbell
         self.pid = launched.process.pid
@@ -51,7 +51,8 @@ class Life:
         self.fields: dict[str, object] = {
             "model": spec.context.name, "version": spec.context.version, "pid": self.pid,
         }  # fmt: skip
-        self._pulse, self._silent_s, self._looked_at = 0, 0.0, time.monotonic()
+        self._beats, self._silent_s, self._looked_at = 0, 0.0, time.monotonic()
+        self.begun = 0  # once it is gone: the last batch or stream that user code was given
         self._killed_because = ""
         self._timer: asyncio.TimerHandle | None = None
         self._relays = [
@@ -78,19 +79,30 @@ class Life:
         """How long the process has not been seen to run, in time that this front was looking."""
         if not self.alive:
             return 0.0
-        (pulse,) = struct.unpack_from("<Q", self._pulse_page)
-        if pulse != self._pulse:
-            self._pulse, self._silent_s = pulse, 0.0
+        beats = self._pulse.beats
+        if beats != self._beats:
+            self._beats, self._silent_s = beats, 0.0
         else:
             self._silent_s += min(max(0.0, now - self._looked_at), _LONGEST_LOOK_S)
         self._looked_at = now
         return self._silent_s
 
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has stopped the process with a signal."""
+        return self.alive and states.is_stopped(self.pid)
+
+    def states(self) -> list[str]:
+        """What the kernel says that each of its threads does, for the log."""
+        return states.of_threads(self.pid) if self.alive else []
+
     def dump_stacks(self) -> None:
-        """Has the process write the stacks of its threads to the log, even if native code holds the interpreter."""
+        """Has the process write the stacks of its threads to the log, even if native code holds the interpreter; one
+        that was stopped runs on for that."""
         if self.alive:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGUSR1)
+                os.kill(self.pid, signal.SIGCONT)  # the signal before it is delivered first
 
     def kill(self, reason: str) -> None:
         """Ends the process and all it started, at once."""
@@ -133,7 +145,8 @@ class Life:
         for relay in self._relays:
             self._loop.remove_reader(relay.fd)
             relay.close()
-        self._pulse_page.close()
+        self.begun = self._pulse.begun
+        self._pulse.close()
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)

@@ -2,10 +2,14 @@
 
 Theory of operation. Every seat has at most one process. `start` fills the first seat and returns, so that the version
 can answer; `grow` fills the others. A process that ends without being told to is replaced: at once the first time, then
-after a delay that doubles with each death in a row, up to half a minute, and starts over after a minute of health. A
-replacement is used only after it has answered a warm-up. The watchdog looks four times a second for workers whose
-heartbeat has stopped (stopped process, a loop that holds the GIL) or that compute far beyond their batch's deadline;
-it saves their stacks into the log and kills them, which then counts as a death.
+after a delay that doubles with each death in a row at its seat, and starts over after a minute of health. The delay
+grows up to half a minute for processes that end before they have answered anything, which is a loop without an end; it
+stays under a second for those that answered, whose loss costs more than their start. A replacement is used only after
+it has answered a warm-up.
+
+The watchdog looks once a heartbeat. A process that has missed two, or that somebody has stopped, gets nothing new while
+that lasts. One that stays silent (a loop that holds the interpreter lock), that stays stopped, or that computes far
+beyond its batch's deadline is killed, after its stacks are saved in the log. This then counts as a death.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from penstock.core.errors import LoadError, PenstockError
 from penstock.runtime.workers.frame import LoadSpec
@@ -23,8 +28,22 @@ from penstock.runtime.workers.process import WorkerProcess
 log = logging.getLogger("penstock.pool")
 
 _WATCH_S = 0.25
+_SILENT_LOOKS = 2  # without a beat between them: then it gets nothing new
+_STOPPED_LOOKS = 2  # one may fall between two signals that continue a front and its workers
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 30.0
+_LONGEST_DELAY_OF_USEFUL_S = 0.8  # so that a replacement is started within a second
 _HEALTHY_S = 60.0  # after so long without a death the next one is replaced at once again
+
+
+@dataclass(slots=True)
+class _Seat:
+    worker: WorkerProcess | None = None
+    answered: int = 0  # what the worker had answered when it was seated: its warm-up
+    stopped: int = 0  # looks in a row that found it stopped
+    deaths_in_row: int = -1  # beyond the first, which costs no delay
+    last_death: float = 0.0
+    restarts: int = 0
+    last_error: str = ""
 
 
 class Pool:
@@ -35,47 +54,44 @@ class Pool:
         on_change: Callable[[], None],
     ) -> None:  # fmt: skip
         self.size = size
-        self.restarts = 0
         self.check: Callable[[WorkerProcess], Awaitable[None]] | None = None  # the warm-up of every later process
-        self.on_free: Callable[[], None] = _nothing  # called when a stream has given its slot back
+        self.on_free: Callable[[], None] = _nothing  # called when a worker has room again without having answered
         self._make_spec = make_spec
         self._load_timeout_s = load_timeout_s
         self._hang_s = hang_s
         self._on_change = on_change
-        self._seats: list[WorkerProcess | None] = [None] * size
-        self._deaths_in_row = 0
-        self._last_death = 0.0
+        self._seats = [_Seat() for _ in range(size)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._last_error = ""
 
     @property
     def workers(self) -> list[WorkerProcess]:
         """The live, warmed processes, by seat."""
-        return [worker for worker in self._seats if worker is not None]
+        return [seat.worker for seat in self._seats if seat.worker is not None]
 
     async def start(self) -> WorkerProcess:
         """The first process, loaded but not warmed; the caller does that. Raises: LoadError."""
         worker = await self._launch(0)
-        self._seats[0] = worker
+        self._sit(self._seats[0], worker)
         self._spawn(self._watch())
         return worker
 
     def grow(self) -> None:
         """Fills the remaining seats in the background."""
-        for seat in range(1, self.size):
-            self._spawn(self._fill(seat, 0.0))
+        for index in range(1, self.size):
+            self._spawn(self._fill(index, 0.0))
 
     def status(self) -> list[dict[str, object]]:
         """One row per seat, for statistics and the console."""
         return [
-            {"index": seat, "state": "starting", "reason": self._last_error}
-            if worker is None
+            {"index": index, "state": "starting", "reason": seat.last_error, "restarts": seat.restarts}
+            if seat.worker is None
             else {
-                "index": seat, "state": "ready", "pid": worker.pid, "device": worker.device,
-                "batches": worker.batches, "rss_bytes": worker.rss_bytes,
+                "index": index, "state": "silent" if seat.worker.silent else "ready", "pid": seat.worker.pid,
+                "device": seat.worker.device, "batches": seat.worker.batches, "restarts": seat.restarts,
+                "rss_bytes": seat.worker.rss_bytes,
             }
-            for seat, worker in enumerate(self._seats)
+            for index, seat in enumerate(self._seats)
         ]  # fmt: skip
 
     async def close(self, grace_s: float) -> None:
@@ -84,48 +100,57 @@ class Pool:
         for task in self._tasks:
             task.cancel()
         workers = self.workers
-        self._seats = [None] * self.size
+        for seat in self._seats:
+            seat.worker = None
         await asyncio.gather(*self._tasks, *(worker.close(grace_s) for worker in workers), return_exceptions=True)
 
-    async def _launch(self, seat: int) -> WorkerProcess:
-        worker = await WorkerProcess.start(self._make_spec(seat), load_timeout_s=self._load_timeout_s)
-        worker.on_exit(lambda: self._died(seat, worker))
+    async def _launch(self, index: int) -> WorkerProcess:
+        worker = await WorkerProcess.start(self._make_spec(index), load_timeout_s=self._load_timeout_s)
+        worker.on_exit(lambda: self._died(index, worker))
         worker.on_free(lambda: self.on_free())
         return worker
 
-    def _died(self, seat: int, worker: WorkerProcess) -> None:
-        if self._closing or self._seats[seat] is not worker:
+    def _sit(self, seat: _Seat, worker: WorkerProcess) -> None:
+        seat.worker, seat.answered, seat.stopped, seat.last_error = worker, worker.answered, 0, ""
+
+    def _died(self, index: int, worker: WorkerProcess) -> None:
+        seat = self._seats[index]
+        if self._closing or seat.worker is not worker:
             return
-        self._seats[seat] = None
+        seat.worker = None
         self._on_change()
         now = time.monotonic()
-        self._deaths_in_row = 0 if now - self._last_death > _HEALTHY_S else self._deaths_in_row + 1
-        self._last_death = now
-        self.restarts += 1
-        delay_s = 0.0 if self._deaths_in_row == 0 else self._backoff_s()
-        log.warning("worker_replaced", extra={"seat": seat, "pid": worker.pid, "delay_s": delay_s})
-        self._spawn(self._fill(seat, delay_s))
+        seat.deaths_in_row = 0 if now - seat.last_death > _HEALTHY_S else seat.deaths_in_row + 1
+        seat.last_death = now
+        seat.restarts += 1
+        useful = worker.answered > seat.answered
+        delay_s = _backoff_s(seat.deaths_in_row, _LONGEST_DELAY_OF_USEFUL_S if useful else _LONGEST_DELAY_S)
+        log.warning(
+            "worker_replaced",
+            extra={"seat": index, "pid": worker.pid, "cause": worker.cause, "delay_s": delay_s},
+        )
+        self._spawn(self._fill(index, delay_s))
 
-    def _backoff_s(self) -> float:
-        return float(min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** min(self._deaths_in_row - 1, 16)))
-
-    async def _fill(self, seat: int, delay_s: float) -> None:
+    async def _fill(self, index: int, delay_s: float) -> None:
         """Tries until the seat has a warmed process."""
+        seat = self._seats[index]
         while not self._closing:
             await asyncio.sleep(delay_s)
             worker: WorkerProcess | None = None
             try:
-                worker = await self._launch(seat)
+                worker = await self._launch(index)
                 if self.check is not None:
                     async with asyncio.timeout(self._load_timeout_s):
                         await self.check(worker)
                 if worker.exited:
                     raise LoadError("the worker ended during its warm-up")
             except (PenstockError, TimeoutError) as error:
-                self._last_error = str(error) or f"no answer to the warm-up within {self._load_timeout_s:g} s"
-                self._deaths_in_row += 1
-                delay_s = self._backoff_s()
-                log.error("worker_start_failed", extra={"seat": seat, "error": self._last_error, "retry_in_s": delay_s})
+                seat.last_error = str(error) or f"no answer to the warm-up within {self._load_timeout_s:g} s"
+                seat.deaths_in_row = max(seat.deaths_in_row, 0) + 1
+                delay_s = _backoff_s(seat.deaths_in_row, _LONGEST_DELAY_S)
+                log.error("worker_start_failed", extra={"seat": index, "error": seat.last_error, "retry_in_s": delay_s})
+                self._on_change()
+                self._on_change()
                 if worker is not None:
                     await worker.close(0.0)
                 continue
@@ -133,8 +158,7 @@ class Pool:
                 if worker is not None:
                     await worker.close(0.0)
                 raise
-            self._last_error = ""
-            self._seats[seat] = worker
+            self._sit(seat, worker)
             self._on_change()
             return
 
@@ -142,19 +166,39 @@ class Pool:
         while True:
             await asyncio.sleep(_WATCH_S)
             now = time.monotonic()
-            for worker in self.workers:
-                if worker.silence_s(now) > self._hang_s or worker.overdue_s(now) > self._hang_s:
-                    log.error(
-                        "worker_stuck",
-                        extra={
-                            "pid": worker.pid,
-                            "silence_s": round(worker.silence_s(now), 1),
-                            "overdue_s": round(max(0.0, worker.overdue_s(now)), 1),
-                        },
-                    )
-                    worker.dump_stacks()
-                    await asyncio.sleep(_WATCH_S)  # time for the signal handler to write them
+            stuck = [worker for seat in self._seats if (worker := seat.worker) is not None and self._look(seat, now)]
+            if stuck:
+                await asyncio.sleep(_WATCH_S)  # time for the signal handlers to write the stacks
+                for worker in stuck:
                     worker.kill()
+
+    def _look(self, seat: _Seat, now: float) -> bool:
+        """Decides whether a worker gets batches now; True when it is stuck, and its stacks are on their way."""
+        worker = seat.worker
+        assert worker is not None
+        silence_s, overdue_s = worker.silence_s(now), worker.overdue_s(now)
+        seat.stopped = seat.stopped + 1 if silence_s > 0 and worker.stopped else 0
+        silent = seat.stopped > 0 or silence_s >= _SILENT_LOOKS * max(worker.heartbeat_s, _WATCH_S)
+        if silent != worker.silent:
+            worker.silent = silent
+            if silent:
+                log.warning("worker_silent", extra={"pid": worker.pid, "silence_s": round(silence_s, 2)})
+            else:
+                self.on_free()
+        if seat.stopped < _STOPPED_LOOKS and silence_s <= self._hang_s and overdue_s <= self._hang_s:
+            return False
+        log.error(
+            "worker_stuck",
+            extra={
+                "pid": worker.pid,
+                "silence_s": round(silence_s, 2),
+                "overdue_s": round(max(0.0, overdue_s), 2),
+                "stopped": seat.stopped > 0,
+                "threads": worker.states(),
+            },
+        )
+        worker.dump_stacks()
+        return True
 
     def _spawn(self, work: Awaitable[None]) -> None:
         async def guarded() -> None:
@@ -167,6 +211,10 @@ class Pool:
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _backoff_s(deaths_in_row: int, longest_s: float) -> float:
+    return 0.0 if deaths_in_row <= 0 else float(min(longest_s, _FIRST_DELAY_S * 2 ** min(deaths_in_row - 1, 16)))
 
 
 def _nothing() -> None:

@@ -56,9 +56,12 @@ class WorkerProcess:
         self.load_s = 0.0
         self.batches = 0
         self.state = "loading"
+        self.answered = 0  # batches and streams that came to an end in user code
+        self.silent = False  # set by who watches it: it does not seem to run, and gets nothing new
         self.cause = ""  # why it ended, for people
         self._python = python
         self._held: dict[int, _Held] = {}
+        self._told_to_close = False
         self._slots: list[int] = []
         self._ids = 0
         self._exit_callbacks: list[Callable[[], None]] = []
@@ -95,7 +98,7 @@ class WorkerProcess:
 
     @property
     def free_slots(self) -> int:
-        return len(self._slots) if self.state == "ready" else 0
+        return len(self._slots) if self.state == "ready" and not self.silent else 0
 
     @property
     def exited(self) -> bool:
@@ -152,13 +155,27 @@ class WorkerProcess:
 
     def kill(self, reason: str = "it was stuck and had to be killed") -> None:
         """Ends the process and all it started, at once. What it holds fails with WorkerLost."""
+    @property
+    def heartbeat_s(self) -> float:
+        """How often it shows that it runs."""
+        return self.spec.heartbeat_s
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has stopped the process with a signal."""
+        return self._life.stopped
+
+    def states(self) -> list[str]:
+        """What the kernel says that each of its threads does, for the log."""
+        return self._life.states()
+
         self._life.kill(reason)
 
     async def close(self, grace_s: float) -> None:
         """Returns when the process is gone: it finishes what it holds within `grace_s`, else it is killed."""
         if self.state == "gone":
             return
-        self.state = "stopping"
+        self.state, self._told_to_close = "stopping", True
         self._link.tell(frame.Close())
         try:
             async with asyncio.timeout(max(0.0, grace_s)):
@@ -182,7 +199,7 @@ class WorkerProcess:
     ) -> PenstockError | None:
         self._ids += 1
         if self.state != "ready":
-            return WorkerLost(self._lost_message() if self.state == "gone" else "the worker is stopping")
+            return WorkerLost(self._lost_message() if self.state == "gone" else "the worker is stopping", begun=False)
         slot = held.slot = self._slots.pop()
         try:
             payload = frame.pack(parts, pad_rows)
@@ -272,6 +289,7 @@ class WorkerProcess:
                 max(0.0, message.left - message.entered),
                 max(0.0, time.monotonic() - message.left),
             ),
+        self.answered += 1
         )
 
     def _finish(self, number: int, error: PenstockError | None) -> None:
@@ -287,6 +305,7 @@ class WorkerProcess:
             for callback in self._free_callbacks:
                 self._loop.call_soon(callback)
 
+        self.answered += 1
     def _release(self, slot: int) -> None:
         self._slots.append(slot)
         self._link.release(slot)
@@ -332,15 +351,16 @@ class WorkerProcess:
 
     def _exited(self) -> None:
         """The process is gone: everything ends here, in this order."""
-        asked = self.state == "stopping" and self._life.exit_code == 0
+        asked = self._told_to_close and self._life.exit_code == 0
         self.state, self.cause = "gone", self._life.cause
         self._link.drain()  # its last answers count
         self._link.close()
         if not asked:
             log.warning("worker_ended", extra={**self._life.fields, "cause": self.cause})
         held, self._held, self._slots = self._held, {}, []
-        for one in held.values():
-            error = WorkerLost(self._lost_message())
+        in_company = sum(number <= self._life.begun for number in held) > 1
+        for number, one in held.items():
+            error = WorkerLost(self._lost_message(), begun=number <= self._life.begun, in_company=in_company)
             if one.done is not None:
                 self._call(one.done, error)
             elif one.inbox is not None:
