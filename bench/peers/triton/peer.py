@@ -32,6 +32,25 @@ def libpython(place: Place) -> Path:
     return place.python.resolve().parent.parent / "lib"
 
 
+def server_command(place: Place) -> Start:
+    """Triton's own binary over `repository` in the place's folder. Puts the Python backend there too, with the stub of
+    the environment's Python beside it."""
+    (packages,) = (place.bin.parent / "lib").glob("python3.*/site-packages")
+    root = packages / "pytriton" / "tritonserver"
+    backend = place.folder / "backends" / "python"
+    shutil.copytree(root / "backends" / "python", backend)
+    stub = root / "python_backend_stubs" / packages.parent.name.removeprefix("python") / "triton_python_backend_stub"
+    shutil.copy(stub, backend)
+    command = [root / "bin" / "tritonserver", "--model-repository", place.folder / "repository"]
+    command += ["--backend-directory", backend.parent, "--http-address", "127.0.0.1", "--grpc-address", "127.0.0.1"]
+    command += ["--allow-metrics", "false", "--http-port", place.http_port, "--grpc-port", place.grpc_port]
+    env = {
+        "LD_LIBRARY_PATH": f"{packages / 'nvidia_pytriton.libs'}:{libpython(place)}",
+        "PYTHONPATH": str(packages),
+    }
+    return Start(command, env)
+
+
 class Triton:
     name = "triton"
     packages = ("nvidia-pytriton", "onnxruntime")
@@ -59,21 +78,11 @@ class Triton:
                 "LD_LIBRARY_PATH": str(libpython(place)),
             }
             return Start([place.python, HERE / "serve.py", *ports, name, batch], env)
-        (packages,) = (place.bin.parent / "lib").glob("python3.*/site-packages")
-        root = packages / "pytriton" / "tritonserver"
-        self.write(place, root, packages.parent.name.removeprefix("python"), batch, variant != "triton-nobatch")
-        command = [root / "bin" / "tritonserver", "--model-repository", place.folder / "repository"]
-        command += ["--backend-directory", place.folder / "backends", "--http-address", "127.0.0.1"]
-        command += ["--grpc-address", "127.0.0.1", "--allow-metrics", "false", "--http-port", place.http_port]
-        command += ["--grpc-port", place.grpc_port]
-        env = {
-            "LD_LIBRARY_PATH": f"{packages / 'nvidia_pytriton.libs'}:{libpython(place)}",
-            "PYTHONPATH": str(packages),
-        }
-        return Start(command, env)
+        self.write(place, batch, variant != "triton-nobatch")
+        return server_command(place)
 
-    def write(self, place: Place, root: Path, python_version: str, batch: int, dynamic: bool) -> None:
-        """A model repository, and the backend with the stub of the environment's Python beside it."""
+    def write(self, place: Place, batch: int, dynamic: bool) -> None:
+        """A model repository."""
         name = place.workload.name
         model = place.folder / "repository" / name
         (model / "1").mkdir(parents=True)
@@ -82,9 +91,6 @@ class Triton:
         batching = "dynamic_batching { }" if dynamic else ""
         text = CONFIG.format(name=name, batch=batch, shape=shape, model=place.workload.model, batching=batching)
         (model / "config.pbtxt").write_text(text)
-        backend = place.folder / "backends" / "python"
-        shutil.copytree(root / "backends" / "python", backend)
-        shutil.copy(root / "python_backend_stubs" / python_version / "triton_python_backend_stub", backend)
 
 
 peer = Triton()
