@@ -69,7 +69,7 @@ def states(running: Any) -> dict[str, str]:
 def test_switch_under_load_loses_nothing_and_no_answer_names_the_wrong_version(server: Factory, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "m"
     write_version(folder, 1, 1.0)
-    running = server({"m": str(folder)}, poll_s=0.1)
+    running = server({"m": {"path": str(folder), "keep_previous_s": 0}}, poll_s=0.1)
     wrong: list[object] = []
     seen: Counter[str] = Counter()
     stop = threading.Event()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.core.errors import LoadError
-from penstock.runtime.artifact import artifact_sha256, files_of, fingerprint
+from penstock.runtime.artifact import Snapshot, artifact_sha256, files_of, fingerprint
 
 
 def test_hash_of_one_file_is_its_sha256(tmp_path: Path) -> None:
@@ -94,3 +94,18 @@ def test_link_to_another_version_is_followed(tmp_path: Path) -> None:
     (tmp_path / "m" / "1" / "weights").write_text("w")
     (tmp_path / "m" / "2" / "weights").symlink_to(tmp_path / "m" / "1" / "weights")
     assert artifact_sha256(tmp_path / "m" / "2") == artifact_sha256(tmp_path / "m" / "1")
+
+
+def test_snapshot_names_a_file_that_changed_and_overlooks_new_ones(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("old")
+    snapshot = Snapshot(tmp_path)
+    (tmp_path / "cache").write_text("made while loading")
+    assert snapshot.changed() == ""
+    (tmp_path / ".b.new").write_text("new")
+    (tmp_path / ".b.new").rename(tmp_path / "b")
+    assert snapshot.changed() == "b"
+    snapshot = Snapshot(tmp_path)
+    (tmp_path / "a").unlink()
+    assert snapshot.changed() == "a"
+    assert Snapshot(tmp_path / "gone").changed() == ""

@@ -63,6 +63,15 @@ def test_oldest_versions_go_first_and_one_for_each_that_became_ready() -> None:
     assert plan({3: "c", 4: "d"}, held) == [Unload(1)]
 
 
+def test_version_kept_for_going_back_stays_until_another_is_loaded() -> None:
+    held = [Held(1, READY, "a"), Held(2, READY, "b")]
+    assert plan({2: "b"}, held, kept=[1]) == []
+    assert plan({2: "b"}, held) == [Unload(1)]
+    assert plan({3: "c"}, held, kept=[1]) == [Load(3), Unload(1)]
+    assert plan({3: "c"}, [*held, Held(3, LOADING, "c")], kept=[1]) == [Unload(1)]
+    assert plan({1: "a"}, held, kept=[2]) == []
+
+
 def test_default_is_the_highest_ready_and_wished_version() -> None:
     assert default([1, 2, 3], [1, 2]) == 2
     assert default([1], [2]) == 1

@@ -68,6 +68,35 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+class Snapshot:
+    """What an artifact's files were at one moment, without reading them. Files that come later are no change: models
+    write caches beside themselves, and one that misses a file says so itself."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises: LoadError when the files cannot be looked at."""
+        self._path = path
+        self._files = _statuses(path)
+
+    def changed(self) -> str:
+        """The name of a file that was replaced, rewritten, touched or removed since; "" when none was.
+
+        Raises: LoadError when the files cannot be looked at.
+        """
+        now = _statuses(self._path)
+        return next((name for name, status in self._files.items() if now.get(name) != status), "")
+
+
+def _statuses(path: Path) -> dict[str, tuple[int, int, int]]:
+    found: dict[str, tuple[int, int, int]] = {}
+    try:
+        for name, file in files_of(path):
+            status = file.stat()
+            found[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error}") from error
+    return found
+
+
 def artifact_sha256(path: Path, unwanted: threading.Event | None = None) -> str:
     """The SHA-256 of an artifact's content, in hex. Of one file it is what `sha256sum` shows; of several it is over
     each name, size and hash in the order of names; "" for a model that is no file (a module's name, `echo`).

@@ -3,6 +3,9 @@
 The rule is "availability first", as in TF Serving's AvailabilityPreservingPolicy: what serves goes on serving until
 what is wished instead has answered its warm-up. So there is a moment with both in memory; a failed newcomer changes
 nothing for callers, and a switch is one step.
+
+After a switch the version before may be kept for a while, so that going back is one step too. It needs no more memory
+than the switch itself did: it goes as soon as yet another version is to be loaded.
 """
 
 from __future__ import annotations
@@ -65,12 +68,12 @@ def chosen(policy: str, available: Collection[int]) -> frozenset[int]:
     )
 
 
-def plan(wished: Mapping[int, str], held: Collection[Held]) -> list[Action]:
+def plan(wished: Mapping[int, str], held: Collection[Held], kept: Collection[int] = ()) -> list[Action]:
     """What to do so that exactly the `wished` versions (number → fingerprint of their files) are served.
 
     Old versions go one by one, the oldest first, and only as many as there are wished ones that have become ready:
     while a wished version loads, or has failed, an old one stands in for it. A version that failed is tried again only
-    when its files have changed.
+    when its files have changed. Those `kept` stay too, unless something is to be loaded.
     """
     by_number = {version.number: version for version in held}
     actions: list[Action] = []
@@ -80,7 +83,9 @@ def plan(wished: Mapping[int, str], held: Collection[Held]) -> list[Action]:
             actions.append(Load(number))
     ready = sorted(version.number for version in held if version.state == READY)
     spare = len(ready) - len(wished)
-    actions += [Unload(number) for number in ready if number not in wished][: max(0, spare)]
+    loading = bool(actions) or any(version.state == LOADING for version in held)
+    staying = () if loading else kept
+    actions += [Unload(n) for n in [n for n in ready if n not in wished][: max(0, spare)] if n not in staying]
     return actions
 
 

@@ -14,22 +14,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 from penstock import plugins
-from penstock.core.declare import Batch as DeclaredBatch
 from penstock.core.errors import InvalidInput, LoadError, PenstockError
-from penstock.core.resources import Device, deal, parse_device, workers_that_fit
+from penstock.core.resources import Device, deal, parse_device
 from penstock.core.servable import Adapter, LoadContext
 from penstock.core.tensor import parse_spec
 from penstock.runtime import warm_up
-from penstock.runtime.artifact import artifact_sha256
+from penstock.runtime.artifact import Snapshot, artifact_sha256
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.batching.ledger import Occupancy
 from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.checking import RequestCheck
-from penstock.runtime.options import ModelOptions
+from penstock.runtime.sizing import OWN_WORD, asked_to_join, batch_limits, size_bytes, worker_count
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import InlineCopy, LoadedVersion
 from penstock.runtime.warm_up import Findings
@@ -44,9 +42,6 @@ from penstock.telemetry.metrics import Metrics
 log = logging.getLogger("penstock.loading")
 
 ADAPTERS = "penstock.runtime.adapters"
-
-# Adapters whose authors say themselves what axis 0 is, and whose memory and state only they know.
-OWN_WORD = ("python", "echo")
 
 # A batch in the front's loop delays every other request by its length, so only short ones may run there. A hop to a
 # worker and back takes 30 to 80 us (bench/worker_channel.py), and up to twice that is made good by not taking it.
@@ -66,9 +61,11 @@ async def load(
     occupancy: Occupancy,
     serial: int,
     on_change: Callable[[], None],
+    whole: bool = False,
 ) -> LoadedVersion:
     """A version that has answered a real warm-up through its real path. `on_change` is called when its workers change.
-    `serial` is another one for every load of this process.
+    `serial` is another one for every load of this process. With `whole` it has all its workers, because it is to
+    replace one that has; else the others start while the first one serves.
 
     Raises:
         LoadError, InvalidInput: it could not be loaded, warmed or checked; nothing of it is left running.
@@ -76,7 +73,7 @@ async def load(
     loaded = LoadedVersion(wished, version, metrics.model(wished.options.name, str(version.number)))
     try:
         await asyncio.wait_for(
-            _Loading(loaded, cores, occupancy, serial, on_change).run(), wished.options.load_timeout_s
+            _Loading(loaded, cores, occupancy, serial, on_change).run(whole), wished.options.load_timeout_s
         )
     except TimeoutError:
         await loaded.free(0.0)
@@ -101,6 +98,8 @@ class _Loading:
         self._occupancy = occupancy
         self._options = loaded.options
         self._on_change = on_change
+        self._changed = asyncio.Event()  # a worker came, went, or could not be started
+        self._snapshot: Snapshot  # of the files that were loaded
         self._devices = [parse_device(text) for text in self._options.devices]
         self._adapter = cast(Adapter, plugins.load(ADAPTERS, loaded.adapter))
         if self._options.executor == "inline" and not self._adapter.inline_safe:
@@ -108,20 +107,23 @@ class _Loading:
                 f"model '{loaded.name}': executor = \"inline\" is for library models; adapter '{loaded.adapter}' runs "
                 "user code or holds the interpreter, so it runs in worker processes"
             )
-        self._size = _worker_count(self._options, self._devices, self._adapter, cores)
+        self._size = worker_count(self._options, self._devices, self._adapter, cores)
         self._threads, self._borrowed = thread_plan(
             cores, self._size, self._options.threads, self._options.borrow_threads
         )
 
-    async def run(self) -> None:
+    async def run(self, whole: bool) -> None:
         loaded, options = self._loaded, self._options
         began = time.monotonic()
+        self._snapshot = await asyncio.to_thread(Snapshot, loaded.path)
         may_inline = self._may_inline()
         given_up = threading.Event()  # a thread cannot be cancelled, and a stop or a failure must not wait for this one
         hashing = asyncio.create_task(asyncio.to_thread(artifact_sha256, loaded.path, given_up))
         # The imports of an inline model overlap with the worker's start.
         importing = asyncio.create_task(asyncio.to_thread(self._preload if may_inline else _nothing))
         try:
+            if options.sha256:
+                self._expect(await hashing)  # before anything opens the files
             loaded.pool = self._make_pool()
             worker = await loaded.pool.start()
             loaded.signature = worker.signature
@@ -131,12 +133,36 @@ class _Loading:
         finally:
             given_up.set()
             await asyncio.gather(hashing, importing, return_exceptions=True)
+        inline = may_inline and self._belongs_inline()
+        if not inline:
+            loaded.pool.check = self._check_again
+            loaded.pool.grow()
+            if whole:
+                await self._all_workers(loaded.pool)
         self._make_batcher()
-        if may_inline and self._belongs_inline():
+        if inline:
             await self._go_inline()
         else:
             self._use_pool(loaded.pool)
+        if name := await asyncio.to_thread(self._snapshot.changed):
+            raise LoadError(f"{name} changed while the model was loaded; it is loaded again once it stays the same")
         loaded.loaded_s = time.monotonic() - began
+
+    def _expect(self, sha256: str) -> None:
+        expected = self._options.sha256.get(str(self._loaded.number), "").lower()
+        if not expected:
+            raise LoadError(f"sha256 names no version {self._loaded.number}, whose content has {sha256}")
+        if sha256 != expected:
+            raise LoadError(f"the content has SHA-256 {sha256}, and sha256 expects {expected}")
+
+    async def _check_again(self, worker: WorkerProcess) -> None:
+        """A later worker loaded from the same files, which may be others by now: under this version's number it may
+        serve nothing else."""
+        if name := await asyncio.to_thread(self._snapshot.changed):
+            if await asyncio.to_thread(artifact_sha256, self._loaded.path) != self._loaded.sha256:
+                raise LoadError(f"{name} is no longer what version {self._loaded.number} was loaded from")
+            self._snapshot = await asyncio.to_thread(Snapshot, self._loaded.path)
+        await self._warm_again(worker)
 
     # --- worker processes ---
 
@@ -150,12 +176,18 @@ class _Loading:
         )
 
     def _use_pool(self, pool: Pool) -> None:
-        pool.check = self._warm_again
         pool.on_free = self._loaded.batcher.wake
         self._workers_changed()
-        pool.grow()
+
+    async def _all_workers(self, pool: Pool) -> None:
+        while len(pool.workers) < pool.size:
+            if reasons := [str(row["reason"]) for row in pool.status() if row.get("reason")]:
+                raise LoadError(f"only {len(pool.workers)} of {pool.size} workers could be started: {reasons[0]}")
+            self._changed.clear()
+            await self._changed.wait()
 
     def _workers_changed(self) -> None:
+        self._changed.set()
         if self._loaded.inline is None and hasattr(self._loaded, "batcher"):
             self._loaded.use_current_executors()
         self._on_change()
@@ -214,22 +246,12 @@ class _Loading:
             return BatchLimits(self._options.max_batch_size)
         return batch_limits(self._options, self._loaded.signature.batch)
 
-    def _asked_to_join(self) -> bool:
-        """Whether the user or the model's code says how requests are to be joined: then no measurement overrules it."""
-        options, unset = self._options, ModelOptions()
-        return (
-            self._loaded.signature.batch is not None
-            or options.max_batch_size != unset.max_batch_size
-            or options.batch_delay_s > 0
-            or bool(options.batch_sizes)
-        )
-
     def _make_batcher(self) -> None:
         loaded, options = self._loaded, self._options
         findings = loaded.findings
         joinable = loaded.signature.batchable and options.batch and findings.rows_independent
         limits = self._limits() if joinable else BatchLimits(1)
-        if joinable and not findings.worth_joining and not self._asked_to_join():
+        if joinable and not findings.worth_joining and not asked_to_join(options, loaded.signature.batch):
             limits = dataclasses.replace(limits, join=False)
         loaded.check = RequestCheck(loaded.signature)
         loaded.batcher = Batcher(
@@ -249,7 +271,7 @@ class _Loading:
             self._options.executor != "process"
             and self._adapter.inline_safe
             and all(device.name == "cpu" for device in self._devices)
-            and (self._options.executor == "inline" or _size_bytes(self._loaded.path) <= INLINE_SIZE_BYTES)
+            and (self._options.executor == "inline" or size_bytes(self._loaded.path) <= INLINE_SIZE_BYTES)
         )
 
     def _preload(self) -> None:
@@ -315,7 +337,7 @@ class _Loading:
         log.info("leaving_inline", extra={"model": loaded.name, "batch_s": round(inline.compute_s, 6)})
         pool = self._make_pool()
         try:
-            await self._warm_again(await pool.start())
+            await self._check_again(await pool.start())
         except PenstockError as error:
             log.error("leaving_inline_failed", extra={"model": loaded.name, "error": str(error)})
             await pool.close(0.0)
@@ -324,6 +346,8 @@ class _Loading:
             await pool.close(0.0)
             raise
         loaded.pool, loaded.inline, loaded.copy = pool, None, None
+        pool.check = self._check_again
+        pool.grow()
         self._use_pool(pool)
         await inline.close(0.0)
 
@@ -355,35 +379,6 @@ async def _run_once(worker: WorkerProcess, batch: Batch) -> BatchResult:
 
     worker.run(batch, done)
     return await future
-
-
-def batch_limits(options: ModelOptions, declared: DeclaredBatch | None) -> BatchLimits:
-    """The limits of one batch: what the user set, else what the model's code declares, else the defaults."""
-    unset = ModelOptions()
-    if declared is None:
-        return BatchLimits(options.max_batch_size, options.batch_delay_s, options.batch_sizes)
-    return BatchLimits(
-        declared.max_size if options.max_batch_size == unset.max_batch_size else options.max_batch_size,
-        declared.delay_s if options.batch_delay_s == unset.batch_delay_s else options.batch_delay_s,
-        declared.sizes if options.batch_sizes == unset.batch_sizes else options.batch_sizes,
-    )
-
-
-def _worker_count(options: ModelOptions, devices: list[Device], adapter: Adapter, cores: int) -> int:
-    """Workers as told, else: as many as fill the named accelerators; one for user code, whose memory and state only its
-    author knows; two for library models where there are cores for them."""
-    if options.workers is not None:
-        return options.workers
-    on_devices = workers_that_fit(devices)
-    if on_devices is not None:
-        return on_devices
-    return 1 if adapter.name in OWN_WORD else min(2, cores)
-
-
-def _size_bytes(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _nothing() -> None:

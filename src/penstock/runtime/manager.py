@@ -32,6 +32,7 @@ class _Version:
     fingerprint: str
     reason: str = ""
     loaded: LoadedVersion | None = None
+    kept_until: float | None = None  # on the loop's clock: it was replaced, and stays for going back
 
 
 @dataclass(slots=True)
@@ -181,7 +182,8 @@ class Manager:
         entry = self._models.get(model)
         if entry is not None:
             for version in entry.versions.values():
-                version.fingerprint = ""
+                if version.kept_until is None:  # going back to one that was kept takes no load
+                    version.fingerprint = ""
 
     async def settled(self, model: str = "") -> None:
         """Returns when nothing is left to load or switch, of one model or of all."""
@@ -217,7 +219,8 @@ class Manager:
         labelled = set(entry.wished.options.labels.values()) & set(available)
         entry.wanted = lifecycle.chosen(entry.wished.options.versions, available) | labelled
         held = [lifecycle.Held(number, v.state, v.fingerprint) for number, v in entry.versions.items()]
-        actions = lifecycle.plan({number: available[number].fingerprint for number in entry.wanted}, held)
+        kept = self._kept(name, entry, available)
+        actions = lifecycle.plan({number: available[number].fingerprint for number in entry.wanted}, held, kept)
         for action in actions:
             if isinstance(action, lifecycle.Load):
                 self._start_load(name, entry, available[action.number])
@@ -231,6 +234,24 @@ class Manager:
             entry.settled.set()
             if entry.gone and not any(v.loaded for v in entry.versions.values()):
                 del self._models[name]
+
+    def _kept(self, name: str, entry: _Model, available: Mapping[int, WishedVersion]) -> set[int]:
+        """The versions that were replaced so short a time ago that going back to them is to be one step."""
+        loop = asyncio.get_running_loop()
+        keep_s = entry.wished.options.keep_previous_s
+        kept: set[int] = set()
+        for number, version in entry.versions.items():
+            if number in entry.wanted or number not in available or version.state != lifecycle.READY or not keep_s:
+                version.kept_until = None
+                continue
+            if not entry.wanted & _ready(entry).keys():
+                continue  # it still stands in for one that is not ready: its time has not begun
+            if version.kept_until is None:
+                version.kept_until = loop.time() + keep_s
+                loop.call_later(keep_s, self._step, name)
+            if loop.time() < version.kept_until:
+                kept.add(number)
+        return kept
 
     def _start_load(self, name: str, entry: _Model, version: WishedVersion) -> None:
         current = entry.versions.get(version.number)
@@ -255,6 +276,7 @@ class Manager:
                     self._occupancy,
                     self._loads,
                     lambda: self.on_change(),
+                    whole=bool(_ready(entry)),
                 )
         except Exception as error:
             message = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"

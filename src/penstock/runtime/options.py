@@ -96,7 +96,14 @@ class ModelOptions:
         10.0, "Silence of a worker, or time beyond its batch's deadline, until it is replaced.", unit="s", minimum=0.1
     )
     versions: str = option("latest:1", "Versions to serve: `latest:N`, `all`, or numbers `3,4`.")
+    keep_previous_s: float = option(
+        60.0, "Time a version stays loaded after a switch to another, so that going back takes no load.",
+        unit="s", minimum=0, maximum=86_400,
+    )  # fmt: skip
     labels: Mapping[str, int] = option({}, "Names for versions, such as `stable = 3`.", individual=True)
+    sha256: Mapping[str, str] = option(
+        {}, 'Expected SHA-256 by version, such as `3 = "9f86d0…"`; any other content is refused.', individual=True
+    )
     trust: bool = option(
         False, "Allow this model's pickled files (they can run any code, in the worker).", individual=True
     )
@@ -198,6 +205,9 @@ def _model_faults(model: Resolved[ModelOptions]) -> Iterator[str]:
     for label, number in options.labels.items():
         if number < 1 or label.isdigit() or not re.fullmatch(r"[^\s/:]+", label):
             yield f"labels holds {label!r} = {number}; write a word that is no number, and a version such as 3"
+    for version, digest in options.sha256.items():
+        if not version.isdecimal() or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+            yield f"sha256 holds {version!r} = {digest!r}; write a version's number, and 64 hexadecimal digits"
     for declared in (options.inputs, options.outputs):
         for name, declaration in declared.items():
             try:

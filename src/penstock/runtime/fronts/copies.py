@@ -16,7 +16,7 @@ from typing import cast
 from penstock import plugins
 from penstock.core.errors import NotReady, PenstockError
 from penstock.core.servable import Adapter, Signature
-from penstock.runtime.artifact import artifact_sha256
+from penstock.runtime.artifact import Snapshot, artifact_sha256
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.checking import RequestCheck
 from penstock.runtime.fronts import wire
@@ -108,9 +108,13 @@ class Copies:
         adapter = cast(Adapter, plugins.load(ADAPTERS, wished.adapter))
         path = Path(wished.path)
         try:
+            snapshot = await asyncio.to_thread(Snapshot, path)
             if await asyncio.to_thread(artifact_sha256, path) != wished.sha256:
                 raise NotReady("its files are not those that the engine loaded")
             inline = await InlineExecutor.load(adapter, path, wished.context)
+            if await asyncio.to_thread(snapshot.changed):
+                await inline.close(0.0)
+                raise NotReady("its files changed while they were loaded")
         except (PenstockError, OSError) as error:
             log.warning("copy_failed", extra={"model": name, "version": version, "error": str(error)})
             self._copies[wished.serial] = None
