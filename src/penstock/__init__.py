@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from penstock.api import Server, serve
     from penstock.client import AsyncClient, Client
+    from penstock.core.caller import current_trace, deadline, request_traces, use_trace
     from penstock.core.declare import Batch, model
 
 __version__ = "0.1.0"
@@ -21,11 +22,18 @@ _HOMES = {
     "Batch": "penstock.core.declare",
     "Client": "penstock.client",
     "Server": "penstock.api",
+    "current_trace": "penstock.core.caller",
+    "deadline": "penstock.core.caller",
     "model": "penstock.core.declare",
+    "request_traces": "penstock.core.caller",
     "serve": "penstock.api",
+    "use_trace": "penstock.core.caller",
 }
 
-__all__ = ["AsyncClient", "Batch", "Client", "Server", "__version__", "model", "serve"]
+__all__ = [
+    "AsyncClient", "Batch", "Client", "Server", "__version__", "current_trace", "deadline", "model", "request_traces",
+    "serve", "use_trace",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

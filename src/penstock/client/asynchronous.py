@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from penstock.client import calls, events, http1, retry, tensors
+from penstock.client import calls, events, http1, onward, retry, tensors
 from penstock.client.calls import Call, Json, ModelMetadata
 from penstock.client.http1 import Buffer, ConnectionEnded, Need, Reply
 from penstock.client.options import IDLE_S, KEPT_CONNECTIONS, Tls, settings
 from penstock.client.stream import Stream
 from penstock.client.tensors import ArrayLike, Ask, Result
+from penstock.core import caller
 from penstock.core.door import Statistics, VersionStatus
 from penstock.core.errors import DeadlineExceeded, InvalidInput, NotReady, PenstockError, WorkerLost
 from penstock.core.messages import Parameter
@@ -107,7 +109,7 @@ class AsyncClient:
         the wait for each answer.
         """
         call = calls.stream(model, inputs, str(version), parameters or {})
-        return self._stream(call, None if timeout_s is None else self._deadline(timeout_s))
+        return self._stream(call, self._whole(timeout_s))
 
     async def generate(
         self,
@@ -179,7 +181,12 @@ class AsyncClient:
 
     def _deadline(self, timeout_s: float | None) -> float:
         limit = self._settings.timeout_s if timeout_s is None else timeout_s
-        return float("inf") if limit is None else time.monotonic() + limit
+        return min(caller.deadline(), math.inf if limit is None else time.monotonic() + limit)
+
+    def _whole(self, timeout_s: float | None) -> float | None:
+        """The deadline of a whole stream; None when each of its answers has its own."""
+        bounded = timeout_s is not None or caller.deadline() < math.inf
+        return self._deadline(timeout_s) if bounded else None
 
     async def _decide(self, ask: Ask, deadline: float) -> Ask:
         key = (ask.model, ask.version)
@@ -234,7 +241,7 @@ class AsyncClient:
         keep = False
         try:
             async with asyncio.timeout(_left(limit)):
-                await connection.send(self._request(call, float("inf") if deadline is None else deadline))
+                await connection.send(self._request(call, math.inf if deadline is None else deadline))
             reader = events.read_stream(call, self._settings.max_response_bytes)
             need = next(reader)
             while True:
@@ -292,7 +299,7 @@ class AsyncClient:
             connection.close()
 
     def _request(self, call: Call[T], deadline: float) -> list[Buffer]:
-        headers = {**self._settings.headers, **call.headers}
+        headers = {**onward.trace_headers(), **self._settings.headers, **call.headers}
         left = _left(deadline)
         if left is not None:
             headers["Penstock-Timeout-Ms"] = f"{max(left, 1e-3) * 1e3:.3f}"
@@ -300,7 +307,7 @@ class AsyncClient:
 
 
 def _left(deadline: float) -> float | None:
-    return None if deadline == float("inf") else deadline - time.monotonic()
+    return None if deadline == math.inf else deadline - time.monotonic()
 
 
 async def _drive(connection: Stream, reader: Generator[Need, bytes | bytearray, T]) -> T:

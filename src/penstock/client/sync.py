@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from penstock.client import calls, events, http1, retry, tensors
+from penstock.client import calls, events, http1, onward, retry, tensors
 from penstock.client.calls import Call, Json, ModelMetadata
 from penstock.client.connection import Connection, Pool
 from penstock.client.http1 import Buffer, ConnectionEnded, Need, Reply
 from penstock.client.options import Tls, settings
 from penstock.client.tensors import ArrayLike, Ask, Result
+from penstock.core import caller
 from penstock.core.door import Statistics, VersionStatus
 from penstock.core.errors import DeadlineExceeded, InvalidInput, PenstockError, WorkerLost
 from penstock.core.messages import Parameter
@@ -25,9 +27,10 @@ class Client:
     """A client of one server, for any number of threads. Keeps connections open; close it, or use it in a `with`.
 
     `timeout_s` is the deadline of each call, sent to the server too, so that it stops working on what nobody waits for;
-    each method's own `timeout_s` replaces it. `retries` counts further tries of what surely had no effect: a server
-    that cannot be reached, or that refuses and says when to come back. `compression` "gzip" compresses tensors both
-    ways. `timing` asks for the time split in each `Result.timings`.
+    each method's own `timeout_s` replaces it. In a model's own code no call lasts longer than the model's callers wait,
+    and each is part of their trace (`penstock.current_trace`). `retries` counts further tries of what surely had no
+    effect: a server that cannot be reached, or that refuses and says when to come back. `compression` "gzip" compresses
+    tensors both ways. `timing` asks for the time split in each `Result.timings`.
 
     Every method raises the errors of `core.errors`: NotReady when the server cannot be reached, DeadlineExceeded,
     WorkerLost when the connection broke while the server worked, and whatever the server answers.
@@ -106,7 +109,7 @@ class Client:
         the wait for each answer.
         """
         call = calls.stream(model, inputs, str(version), parameters or {})
-        return self._stream(call, None if timeout_s is None else self._deadline(timeout_s))
+        return self._stream(call, self._whole(timeout_s))
 
     def generate(
         self,
@@ -178,7 +181,12 @@ class Client:
 
     def _deadline(self, timeout_s: float | None) -> float:
         limit = self._settings.timeout_s if timeout_s is None else timeout_s
-        return float("inf") if limit is None else time.monotonic() + limit
+        return min(caller.deadline(), math.inf if limit is None else time.monotonic() + limit)
+
+    def _whole(self, timeout_s: float | None) -> float | None:
+        """The deadline of a whole stream; None when each of its answers has its own."""
+        bounded = timeout_s is not None or caller.deadline() < math.inf
+        return self._deadline(timeout_s) if bounded else None
 
     def _decide(self, ask: Ask, deadline: float) -> Ask:
         key = (ask.model, ask.version)
@@ -238,7 +246,7 @@ class Client:
         keep = False
         try:
             connection.deadline = self._deadline(None) if deadline is None else deadline
-            connection.send(self._request(call, float("inf") if deadline is None else deadline))
+            connection.send(self._request(call, math.inf if deadline is None else deadline))
             reader = events.read_stream(call, self._settings.max_response_bytes)
             need = next(reader)
             while True:
@@ -262,7 +270,7 @@ class Client:
                 connection.close()
 
     def _request(self, call: Call[T], deadline: float) -> list[Buffer]:
-        headers = {**self._settings.headers, **call.headers}
+        headers = {**onward.trace_headers(), **self._settings.headers, **call.headers}
         left = _left(deadline)
         if left is not None:
             headers["Penstock-Timeout-Ms"] = f"{max(left, 1e-3) * 1e3:.3f}"
@@ -270,7 +278,7 @@ class Client:
 
 
 def _left(deadline: float) -> float | None:
-    return None if deadline == float("inf") else deadline - time.monotonic()
+    return None if deadline == math.inf else deadline - time.monotonic()
 
 
 def _drive(connection: Connection, reader: Generator[Need, bytes | bytearray, T]) -> T:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from penstock.core.tensor import Array
+from penstock.core.trace import RequestTrace, TraceContext
 
 Parameter = bool | int | float | str
 
@@ -45,6 +46,7 @@ class Request:
     deadline: float = NO_DEADLINE
     priority: int = 0  # 0 is the default level, 1 the highest, as in the V2 protocol
     timings: Timings = field(default_factory=Timings)
+    trace: TraceContext | None = None  # what the caller sent of its trace; `span_id` is the parent of the model's spans
 
 
 @dataclass(slots=True)
@@ -57,3 +59,4 @@ class Response:
     id: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
+    traces: tuple[RequestTrace, ...] = ()  # of all traced requests of its batch

@@ -122,6 +122,7 @@ class Inference:
             request.priority,
         )
         piece.timings.received = request.timings.received
+        piece.trace = request.trace
         key, rows = version.check(piece)
         return version.batcher.submit(piece, key, rows, piece=True)
 

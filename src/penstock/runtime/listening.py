@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 from typing import cast
 
+import penstock
 from penstock import plugins
 from penstock.core.errors import InvalidInput
 from penstock.protocols import GrpcProtocol, HttpProtocol, Limits, described
@@ -14,9 +15,14 @@ from penstock.runtime.listeners.auth import ApiKeys, is_loopback
 from penstock.runtime.listeners.grpc import GrpcOptions
 from penstock.runtime.listeners.http_options import HttpOptions
 from penstock.runtime.listeners.tls import tls_context
+from penstock.runtime.listeners.witness import Witness
 from penstock.runtime.options import ServerOptions
+from penstock.telemetry.spans import Spans
 
 PROTOCOLS = "penstock.protocols"
+
+# What a stopping process gives its last spans to be sent in.
+LAST_SPANS_S = 2.0
 
 
 def http_protocols() -> list[HttpProtocol]:
@@ -31,7 +37,7 @@ def grpc_protocols() -> list[GrpcProtocol]:
     return cast(list[GrpcProtocol], plugs)
 
 
-def http_options(server: ServerOptions, keys: tuple[str, ...]) -> HttpOptions:
+def http_options(server: ServerOptions, keys: tuple[str, ...], witness: Witness | None = None) -> HttpOptions:
     """The HTTP listener's part of the server's options."""
     return HttpOptions(
         api_keys=keys,
@@ -42,11 +48,12 @@ def http_options(server: ServerOptions, keys: tuple[str, ...]) -> HttpOptions:
         body_timeout_s=server.body_timeout_s,
         keep_alive_s=server.keep_alive_s,
         timing_headers=server.timing_headers,
+        witness=witness,
         limits=limits(server),
     )
 
 
-def grpc_options(server: ServerOptions, keys: tuple[str, ...]) -> GrpcOptions:
+def grpc_options(server: ServerOptions, keys: tuple[str, ...], witness: Witness | None = None) -> GrpcOptions:
     """The gRPC listener's part of the server's options."""
     accepted = ApiKeys(keys)
     return GrpcOptions(
@@ -60,8 +67,19 @@ def grpc_options(server: ServerOptions, keys: tuple[str, ...]) -> GrpcOptions:
         max_message_bytes=server.max_body_bytes,
         max_metadata_bytes=server.max_header_bytes,
         timing_metadata=server.timing_headers,
+        witness=witness,
         limits=limits(server),
     )
+
+
+def spans(server: ServerOptions) -> Spans | None:
+    """The recorded requests of this process; None when no receiver is named. Raises: InvalidInput, without the extra
+    `otel`."""
+    if server.trace_endpoint is None:
+        return None
+    from penstock.telemetry.otlp import OtlpExporter  # takes 0.2 s to import, and is not installed everywhere
+
+    return Spans(server.trace_sampling, OtlpExporter(server.trace_endpoint, penstock.__version__))
 
 
 def limits(server: ServerOptions) -> Limits:

@@ -58,6 +58,13 @@ class ServerOptions:
     load_models: tuple[str, ...] = option((), "With explicit control: models to load at the start; `*` is all.")
     accept_code: bool = option(False, "With explicit control: let load calls bring Python code, which can do anything.")
     timing_headers: bool = option(False, "Put the time split into a Server-Timing header of every answer.")
+    access_log: bool = option(False, "Log a line for every request.")
+    trace_endpoint: str | None = option(
+        None, "OTLP/HTTP address that spans are sent to, such as http://127.0.0.1:4318/v1/traces."
+    )
+    trace_sampling: float = option(
+        0.01, "Share of the requests without a trace of their own that begin one.", minimum=0, maximum=1
+    )
     log_format: str = option(
         "auto", "Log and ready lines: text on a terminal, else JSON.", choices=("auto", "text", "json")
     )
@@ -158,6 +165,10 @@ def _server_faults(server: Resolved[ServerOptions]) -> Iterator[str]:
         yield f"allow_anonymous has no effect on the loopback address {options.host}; remove it, or set host"
     if options.api_key == "":
         yield "api_key is empty; remove it or give a key"
+    if given("trace_sampling") and options.trace_endpoint is None:
+        yield f"trace_sampling ({origin['trace_sampling']}) has no effect without trace_endpoint"
+    if options.trace_endpoint is not None and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", options.trace_endpoint):
+        yield f"trace_endpoint is {options.trace_endpoint!r}; write it like http://127.0.0.1:4318/v1/traces"
     if options.tls_cert is not None and options.tls_key is None:
         yield "tls_cert needs tls_key"
     if options.tls_key is not None and options.tls_cert is None:

@@ -25,7 +25,9 @@ from penstock.runtime.engine import Engine
 from penstock.runtime.fronts.supervisor import Fronts
 from penstock.runtime.listeners.grpc import GrpcListener
 from penstock.runtime.listeners.http import HttpListener
+from penstock.runtime.listeners.witness import Witness
 from penstock.runtime.listening import (
+    LAST_SPANS_S,
     allow_open_files,
     api_keys,
     grpc_options,
@@ -33,6 +35,7 @@ from penstock.runtime.listening import (
     http_options,
     http_protocols,
     server_tls,
+    spans,
 )
 from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions, ServerOptions
@@ -42,6 +45,7 @@ from penstock.runtime.tracing import Tracing
 from penstock.runtime.workers.cgroup import available_cores
 from penstock.telemetry import logs
 from penstock.telemetry.metrics import ListenerFigures, Metrics
+from penstock.telemetry.spans import SpanCounts, Spans
 
 log = logging.getLogger("penstock.server")
 
@@ -101,12 +105,14 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
     keys = api_keys(server)
     tls = server_tls(server)
     allow_open_files()
-    log_handle = logs.configure(server.log_format, server.log_level)
+    log_handle = logs.configure(server.log_format, server.log_level, access=server.access_log)
+    recorded = spans(server)
+    witness = Witness(recorded, server.access_log) if recorded is not None or server.access_log else None
     metrics = Metrics(_build())
     manager = Manager(metrics, available_cores())
     repository = ModelRepository([LocalSource(models, settle=server.model_control == "poll")], manager, server)
     engine = Engine(manager, repository, Tracing(), metrics, lambda update: log_handle.update(update or {}))
-    http = HttpListener(engine, http_protocols(), http_options(server, keys))
+    http = HttpListener(engine, http_protocols(), http_options(server, keys, witness))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_close_models, manager, engine)
         stack.push_async_callback(repository.close)
@@ -118,12 +124,15 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
             http.start(server.host, server.http_port, reuse_port=server.fronts > 1, ssl=tls),
         )
         stack.push_async_callback(http.drain, 0.0)  # for a start that fails below; after `_drain` nothing is left to do
-        grpc = GrpcListener(engine, grpc_protocols(), grpc_options(server, keys)) if server.grpc else None
+        grpc = GrpcListener(engine, grpc_protocols(), grpc_options(server, keys, witness)) if server.grpc else None
         grpc_port = await grpc.start(server.host, server.grpc_port) if grpc else None
         fronts = Fronts(engine, server, keys, http_port, grpc_port)
         manager.on_change = engine.on_tracing = fronts.publish
         engine.before_reading = fronts.tell
         metrics.listener("http", lambda: _http_figures(http, fronts))
+        if recorded is not None:
+            metrics.spans = lambda: _span_counts(recorded, fronts)
+            stack.push_async_callback(asyncio.to_thread, recorded.close, LAST_SPANS_S)
         stack.push_async_callback(_drain, engine, server, http, grpc, fronts)
         told = asyncio.create_task(stop.wait())
         await asyncio.wait({loading, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -201,6 +210,17 @@ def _http_figures(http: HttpListener, fronts: Fronts) -> ListenerFigures:
         connections += gate.figures.open_connections
     by_class = {f"{digit}xx": count for digit, count in enumerate(responses) if digit}
     return ListenerFigures(by_class, refused, connections)
+
+
+def _span_counts(recorded: Spans, fronts: Fronts) -> SpanCounts:
+    own = recorded.counts
+    total = SpanCounts(own.exported, own.dropped, own.failed)
+    for gate in fronts.gates:
+        exported, dropped, failed = gate.figures.spans
+        total.exported += exported
+        total.dropped += dropped
+        total.failed += failed
+    return total
 
 
 def _build() -> dict[str, str]:

@@ -64,6 +64,8 @@ TABLE = (
     Row("penstock_responses_total", "counter", "responses", ("listener", "class"), "Answers sent, by class of status"),
     Row("penstock_refused_total", "counter", "requests", ("listener", "reason"), "Requests and connections refused"),
     Row("penstock_connections_open", "gauge", "connections", ("listener",), "Open connections"),
+    Row("penstock_traced_requests_total", "counter", "requests", ("outcome",),
+        "Requests with spans, by what became of these"),
     Row("penstock_build_info", "gauge", "1", ("version", "python"), "What is running; always 1"),
 )  # fmt: skip
 
@@ -94,6 +96,9 @@ class _Collector:
         self._add_workers(self._snapshot.models)
         for kind, figures in self._snapshot.listeners.items():
             self._add_listener(kind, figures)
+        if (spans := self._snapshot.spans) is not None:
+            for outcome in ("exported", "dropped", "failed"):
+                self._add("penstock_traced_requests_total", (outcome,), getattr(spans, outcome))
         build = self._snapshot.build
         self._add("penstock_build_info", (build.get("version", ""), build.get("python", "")), 1)
         yield from (family for family in self._families.values() if family.samples)

@@ -19,6 +19,7 @@ import numpy as np
 
 from penstock.core.door import Statistics
 from penstock.core.messages import Timings
+from penstock.telemetry.spans import SpanCounts
 from penstock.telemetry.statistics import OTHER_RELEASE, RELEASES, Sums
 
 # Floats kept before they are folded: 512 requests. Fewer, and numpy's fixed cost per call shows; more, and an idle
@@ -81,6 +82,7 @@ class Snapshot:
     models: list[ModelSnapshot]
     listeners: dict[str, ListenerFigures]
     build: dict[str, str]
+    spans: SpanCounts | None = None  # None: spans are not switched on
 
 
 class ModelMetrics:
@@ -233,6 +235,7 @@ class Metrics:
         self._build = dict(build or {})  # labels of penstock_build_info: version, python, …
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._listeners: dict[str, Callable[[], ListenerFigures]] = {}
+        self.spans: Callable[[], SpanCounts | None] = lambda: None
 
     def model(self, name: str, version: str | int) -> ModelMetrics:
         """The figures of one model version, made at the first call."""
@@ -260,6 +263,7 @@ class Metrics:
             models=[model.snapshot() for model in self],
             listeners={kind: figures() for kind, figures in sorted(self._listeners.items())},
             build=dict(self._build),
+            spans=self.spans(),
         )
 
 

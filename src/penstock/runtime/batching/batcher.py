@@ -31,6 +31,7 @@ from penstock.core.errors import (
 )
 from penstock.core.messages import Request, Response
 from penstock.core.servable import Tensors
+from penstock.core.trace import RequestTrace
 from penstock.runtime.batching import collate, policy
 from penstock.runtime.batching.ledger import Occupancy, Recorder
 from penstock.runtime.batching.policy import BatchLimits
@@ -43,10 +44,10 @@ from penstock.runtime.workers.inline import InlineExecutor
 # 2,048 takes about 0.1 ms here, so 20 ms costs half a percent at worst and nothing when idle.
 SWEEP_S = 0.02
 
-
 # How often a request may lose its worker before user code sees it. Ending a worker from outside so early so often is no
 # accident: what unpacks the request may be what dies.
 MOST_RETURNS = 3
+
 
 class _Running:
     """A batch that a process executor holds."""
@@ -122,7 +123,6 @@ class Batcher:
             if not piece and error is not self._closed:
                 self.recorder.refused(error.reason)
             raise
-        future: asyncio.Future[Response] = self._loop.create_future()
         future = self._enqueue(request, rows, key if not stream else "stream", now, alone, stream, piece)
         if not piece:
             self.in_flight += 1
@@ -137,6 +137,7 @@ class Batcher:
         self, request: Request, rows: int, key: Hashable, now: float, alone: bool, stream: bool, piece: bool,
         front: bool = False,
     ) -> asyncio.Future[Response]:  # fmt: skip
+        future: asyncio.Future[Response] = self._loop.create_future()
         request.timings.submitted = now
         self._lanes.push(
             Waiting(
@@ -252,13 +253,18 @@ class Batcher:
             self._watch()
 
     def _dispatch(self, executor: Executor | InlineExecutor, entries: list[Waiting], release: str, now: float) -> None:
+        traced = False
         for entry in entries:
-            entry.request.timings.dispatched = now
+            request = entry.request
+            request.timings.dispatched = now
+            if request.trace is not None:
+                traced = True
         first = entries[0]
+        traces = _traces(entries) if traced else ()
         if first.stream:
             try:
                 first.future.set_result(
-                    executor.stream(first.request.inputs, first.request.parameters, first.request.deadline)
+                    executor.stream(first.request.inputs, first.request.parameters, first.request.deadline, traces)
                 )
             except PenstockError as error:
                 self._fail(first, error)
@@ -272,6 +278,7 @@ class Batcher:
             policy.padding(rows, self.limits.sizes) if joined and self.limits.sizes else 0,
             first.request.parameters,
             max([entry.request.deadline for entry in entries]),
+            traces=traces,
         )
         running = _Running(entries, batch, release, now, self._executors.index(executor), joined)
         if isinstance(executor, InlineExecutor):
@@ -315,7 +322,7 @@ class Batcher:
             rows, running.batch.pad_rows, running.release, result.compute_input_s, result.compute_infer_s,
             result.compute_output_s, running.worker, running.dispatched - entries[0].since,
         )  # fmt: skip
-        model, version = self.model, self.version
+        model, version, traces = self.model, self.version, running.batch.traces
         for entry, outputs in zip(entries, pieces, strict=True):
             future = entry.future
             if future.done():
@@ -335,7 +342,7 @@ class Batcher:
             timings.release = running.release
             if self._quarantine:
                 self._quarantine.clear(request.inputs)
-            future.set_result(Response(model, version, outputs, request.id, {}, timings))  # type: ignore[arg-type]
+            future.set_result(Response(model, version, outputs, request.id, {}, timings, traces))  # type: ignore[arg-type]
             if not entry.piece:
                 recorder.record(timings, entry.rows)
         self._settle(len([entry for entry in entries if not entry.piece]))
@@ -357,13 +364,6 @@ class Batcher:
         for entry in entries:
             self._fail(entry, error)
 
-    # --- endings ---
-
-    def _fail(self, entry: Waiting, error: PenstockError) -> None:
-        if not entry.future.done():
-            entry.future.set_exception(error)
-            if not entry.piece:
-                self.recorder.record_failure(error.reason, time.monotonic() - entry.request.timings.received)
     def _put_back(self, entries: list[Waiting]) -> None:
         """Has them run again, before all others."""
         for entry in reversed(entries):
@@ -374,6 +374,13 @@ class Batcher:
                 self._lanes.push(entry, front=True)
         self._schedule()
 
+    # --- endings ---
+
+    def _fail(self, entry: Waiting, error: PenstockError) -> None:
+        if not entry.future.done():
+            entry.future.set_exception(error)
+            if not entry.piece:
+                self.recorder.record_failure(error.reason, time.monotonic() - entry.request.timings.received)
             self._settle(not entry.piece)
         else:
             self._leave(entry)
@@ -436,3 +443,14 @@ class Batcher:
             self._settle_dropped()
         if self._lanes.size or self._running:
             self._watch()
+
+
+def _traces(entries: list[Waiting]) -> tuple[RequestTrace, ...]:
+    traces: list[RequestTrace] = []
+    start = 0
+    for entry in entries:
+        stop = start + entry.rows
+        if entry.request.trace is not None:
+            traces.append(RequestTrace(start, stop, entry.request.trace))
+        start = stop
+    return tuple(traces)

@@ -96,6 +96,7 @@ class Gate(wire.Link[wire.ToEngine]):
             message.deadline,
             message.priority,
             Timings(received=message.received),
+            message.trace,
         )
         if message.stream:
             self._wanted[message.id] = asyncio.Semaphore(0)
@@ -127,7 +128,7 @@ class Gate(wire.Link[wire.ToEngine]):
         self.send(
             wire.Answer(
                 id, response.model, response.version, response.id, wire.plain(response.parameters), payload.heads,
-                response.timings,
+                response.timings, response.traces,
             ),
             payload,
         )  # fmt: skip

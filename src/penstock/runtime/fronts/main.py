@@ -16,16 +16,20 @@ from penstock.runtime.fronts import wire
 from penstock.runtime.fronts.remote import RemoteEngine
 from penstock.runtime.listeners.grpc import GrpcListener
 from penstock.runtime.listeners.http import HttpListener
+from penstock.runtime.listeners.witness import Witness
 from penstock.runtime.listening import (
+    LAST_SPANS_S,
     allow_open_files,
     grpc_options,
     grpc_protocols,
     http_options,
     http_protocols,
     server_tls,
+    spans,
 )
 from penstock.runtime.options import ServerOptions
 from penstock.telemetry import logs
+from penstock.telemetry.spans import SpanCounts, Spans
 
 # How often the engine learns what this front has counted. A scrape may be this much behind.
 _FIGURES_S = 1.0
@@ -40,20 +44,22 @@ async def front(sock: socket.socket) -> int:
     wished = await setup
     allow_open_files()
     options = msgspec.convert(wished.options, ServerOptions)
-    logs.configure(options.log_format, options.log_level)
-    listener = HttpListener(engine, http_protocols(), http_options(options, wished.api_keys))
+    logs.configure(options.log_format, options.log_level, access=options.access_log)
+    recorded = spans(options)
+    witness = Witness(recorded, options.access_log) if recorded is not None or options.access_log else None
+    listener = HttpListener(engine, http_protocols(), http_options(options, wished.api_keys, witness))
     engine.on_stopping = listener.wind_down
     grpc: GrpcListener | None = None
     try:
         await listener.start(wished.host, wished.http_port, reuse_port=True, ssl=server_tls(options))
         if wished.grpc_port is not None:
-            grpc = GrpcListener(engine, grpc_protocols(), grpc_options(options, wished.api_keys))
+            grpc = GrpcListener(engine, grpc_protocols(), grpc_options(options, wished.api_keys, witness))
             await grpc.start(wished.host, wished.grpc_port)
     except (OSError, PenstockError) as error:
         sys.stderr.write(f"front cannot listen on {wished.host}: {error}\n")
         return 1
     engine.send(wire.Started())
-    figures = loop.create_task(_report(engine, listener))
+    figures = loop.create_task(_report(engine, listener, recorded))
     try:
         ends: set[asyncio.Future[Any]] = {drain, engine.closed}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -64,16 +70,23 @@ async def front(sock: socket.socket) -> int:
         return 0
     finally:
         figures.cancel()
+        if recorded is not None:
+            await asyncio.to_thread(recorded.close, LAST_SPANS_S)
         engine.close()
 
 
-async def _report(engine: RemoteEngine, listener: HttpListener) -> None:
+async def _report(engine: RemoteEngine, listener: HttpListener, recorded: Spans | None) -> None:
     while True:
         counters = listener.counters
+        counts = recorded.counts if recorded is not None else SpanCounts()
         engine.copies.flush()
         engine.send(
             wire.Figures(
-                list(counters.responses), dict(counters.refused), counters.connections_open, engine.copies.busy()
+                list(counters.responses),
+                dict(counters.refused),
+                counters.connections_open,
+                engine.copies.busy(),
+                (counts.exported, counts.dropped, counts.failed),
             )
         )
         await asyncio.sleep(_FIGURES_S)

@@ -55,6 +55,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
                 message.request_id,
                 message.parameters,
                 message.timings,
+                message.traces,
             )
             if (queue := self._streams.get(message.id)) is not None:
                 queue.put_nowait(response)
@@ -250,7 +251,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
 def _infer(id: int, request: Request, payload: frame.Payload, *, stream: bool) -> wire.Infer:
     return wire.Infer(
         id, request.model, request.version, request.id, wire.plain(request.parameters), request.outputs,
-        request.deadline, request.priority, request.timings.received, payload.heads, stream,
+        request.deadline, request.priority, request.timings.received, payload.heads, stream, request.trace,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import msgspec
 from penstock.core.door import ModelDescription
 from penstock.core.messages import Parameter, Timings
 from penstock.core.servable import Tensors
+from penstock.core.trace import RequestTrace, TraceContext
 from penstock.runtime.version import InlineCopy
 from penstock.runtime.workers import frame
 from penstock.runtime.workers.frame import TensorHead
@@ -42,6 +43,7 @@ class Infer(msgspec.Struct, frozen=True, array_like=True, tag=1):
     received: float
     tensors: list[TensorHead]
     stream: bool = False
+    trace: TraceContext | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -72,6 +74,7 @@ class Figures(msgspec.Struct, frozen=True, array_like=True, tag=5):
     refused: dict[str, int]
     open_connections: int
     copies: list[tuple[str, str, int, int]] = []
+    spans: tuple[int, int, int] = (0, 0, 0)  # recorded requests: exported, dropped, failed
 
 
 class Observed(msgspec.Struct, frozen=True, array_like=True, tag=7):
@@ -104,6 +107,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=16):
     parameters: dict[str, Parameter]
     tensors: list[TensorHead]
     timings: Timings
+    traces: tuple[RequestTrace, ...] = ()
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag=17):

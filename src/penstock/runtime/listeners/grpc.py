@@ -19,6 +19,7 @@ from penstock.core.door import Door
 from penstock.core.errors import InvalidInput
 from penstock.protocols import GrpcProtocol, Limits
 from penstock.runtime.listeners.tls import tls_context
+from penstock.runtime.listeners.witness import Witness
 
 if TYPE_CHECKING:
     import grpc
@@ -39,6 +40,7 @@ class GrpcOptions:
     timing_metadata: bool = False  # trailing `server-timing` on unary inference
     max_stream_in_flight: int = 256  # requests of one stream that are worked on; more are not read
     health_poll_s: float = 0.25  # how long a health watcher may see an old status
+    witness: Witness | None = None  # notes requests in spans or the access log; None: neither is on
     reuse_port: bool = False  # several listeners share one port
     limits: Limits = field(default_factory=Limits)
 

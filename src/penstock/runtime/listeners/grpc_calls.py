@@ -14,9 +14,10 @@ from penstock.core.errors import PenstockError, Unauthenticated
 from penstock.core.messages import NO_DEADLINE
 from penstock.protocols import GrpcCall, GrpcInfer, GrpcProtocol, GrpcRequest, GrpcStream
 from penstock.runtime.listeners.grpc_services import health_methods, reflection_methods
-from penstock.runtime.listeners.grpc_status import abort, unexpected
+from penstock.runtime.listeners.grpc_status import abort, status_of, unexpected
 from penstock.runtime.listeners.grpc_stream import StreamCall
 from penstock.runtime.listeners.turn import server_timing
+from penstock.runtime.listeners.witness import take_grpc_trace
 
 if TYPE_CHECKING:
     from penstock.runtime.listeners.grpc import GrpcOptions
@@ -39,7 +40,8 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no type
         calls = _Calls(door, options, stopping)
         for protocol in protocols:
             for method in protocol.methods():
-                self._handlers[f"/{protocol.service}/{method.name}"] = calls.handler(method)
+                name = f"{protocol.service}/{method.name}"
+                self._handlers[f"/{name}"] = calls.handler(method, name)
         # As a stream it is answered before the message is read.
         self._refusal = grpc.stream_stream_rpc_method_handler(_refuse)
 
@@ -61,48 +63,76 @@ class _Calls:
         self._options = options
         self._stopping = stopping
 
-    def handler(self, method: GrpcInfer | GrpcStream | GrpcCall) -> grpc.RpcMethodHandler:
+    def handler(self, method: GrpcInfer | GrpcStream | GrpcCall, name: str) -> grpc.RpcMethodHandler:
+        """The handler of a method, whose full name is service/method."""
         if isinstance(method, GrpcStream):
-            return grpc.stream_stream_rpc_method_handler(self._stream(method))
+            return grpc.stream_stream_rpc_method_handler(self._stream(method, name))
         if isinstance(method, GrpcInfer):
-            return grpc.unary_unary_rpc_method_handler(self._infer(method))
-        return grpc.unary_unary_rpc_method_handler(self._call(method))
+            return grpc.unary_unary_rpc_method_handler(self._infer(method, name))
+        return grpc.unary_unary_rpc_method_handler(self._call(method, name))
 
-    def _infer(self, method: GrpcInfer) -> Unary:
+    def _infer(self, method: GrpcInfer, name: str) -> Unary:
         decode, request_of, submit = method.decode, self._request_of, self._door.submit
-        door, timing = self._door, self._options.timing_metadata
+        door, always_timed, witness = self._door, self._options.timing_metadata, self._options.witness
 
         async def infer(data: bytes, context: Context) -> bytes:
             # When the client cancels or its deadline passes, grpc cancels this task. It waits for the door's future
             # itself, with no task between, so the future is cancelled too and the queue drops the request.
+            call = request_of(data, context)
+            sight = None
             try:
-                exchange = decode(request_of(data, context), door)
+                exchange = decode(call, door)
+                if "traceparent" in call.metadata:
+                    take_grpc_trace(exchange.request, call.metadata)
+                if witness is not None:
+                    sight = witness.see(exchange.request)
                 response = await submit(exchange.request)
                 answer = exchange.encode(response)
             except PenstockError as error:
+                if witness is not None:
+                    witness.grpc(name, call.received, status_of(error).name, sight)
                 await abort(context, error)
+            except asyncio.CancelledError:
+                if witness is not None:
+                    witness.grpc(name, call.received, "CANCELLED", sight)
+                raise
             except Exception:
+                if witness is not None:
+                    witness.grpc(name, call.received, "INTERNAL", sight)
                 await abort(context, unexpected(method.name))
-            if timing:
+            if sight is not None and witness is not None:
+                sight.response = response
+                witness.grpc(name, call.received, "OK", sight)
+            if always_timed or call.metadata.get("penstock-timing") == "1":
                 context.set_trailing_metadata((("server-timing", server_timing(response.timings)),))
             return answer
 
         return infer
 
-    def _call(self, method: GrpcCall) -> Unary:
+    def _call(self, method: GrpcCall, name: str) -> Unary:
+        witness = self._options.witness
+
         async def call(data: bytes, context: Context) -> bytes:
+            code, request = "CANCELLED", self._request_of(data, context)
             try:
-                return await method.handle(self._request_of(data, context), self._door)
+                answer = await method.handle(request, self._door)
+                code = "OK"
+                return answer
             except PenstockError as error:
+                code = status_of(error).name
                 await abort(context, error)
             except Exception:
+                code = "INTERNAL"
                 await abort(context, unexpected(method.name))
+            finally:
+                if witness is not None:
+                    witness.grpc(name, request.received, code, None)
 
         return call
 
-    def _stream(self, method: GrpcStream) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
+    def _stream(self, method: GrpcStream, name: str) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
         async def stream(messages: AsyncIterator[bytes], context: Context) -> None:
-            call = StreamCall(method, self._door, context, self._request_of, self._options.max_stream_in_flight)
+            call = StreamCall(method, name, self._door, context, self._request_of, self._options)
             await call.run(messages, self._stopping)
 
         return stream

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
 from penstock.core.door import Door
 from penstock.core.errors import NotReady, PenstockError
 from penstock.protocols import GrpcRequest, GrpcStream, GrpcStreamExchange
-from penstock.runtime.listeners.grpc_status import abort, unexpected
+from penstock.runtime.listeners.grpc_status import abort, status_of, unexpected
 from penstock.runtime.listeners.until import until
+from penstock.runtime.listeners.witness import Sight, take_grpc_trace
+
+if TYPE_CHECKING:
+    from penstock.runtime.listeners.grpc import GrpcOptions
 
 
 class EndCall(Exception):
@@ -30,16 +34,19 @@ class StreamCall:
     def __init__(
         self,
         method: GrpcStream,
+        name: str,  # service/method
         door: Door,
         context: Any,  # a grpc.aio.ServicerContext, which has no types
         request_of: Callable[[bytes, Any], GrpcRequest],
-        most_in_flight: int,
+        options: GrpcOptions,
     ) -> None:
         self._method = method
+        self._name = name
+        self._witness = options.witness
         self._door = door
         self._context = context
         self._request_of = request_of
-        self._free = asyncio.Semaphore(most_in_flight)
+        self._free = asyncio.Semaphore(options.max_stream_in_flight)
         self._writing = asyncio.Lock()
 
     async def run(self, messages: AsyncIterator[bytes], stopping: asyncio.Event) -> None:
@@ -67,28 +74,41 @@ class StreamCall:
                 error = raised if isinstance(raised, PenstockError) else unexpected(self._method.name)
                 await self._refuse(self._method.encode_error(error, request), error)
             else:
-                group.create_task(self._answer(exchange))
+                if "traceparent" in request.metadata:
+                    take_grpc_trace(exchange.request, request.metadata)
+                group.create_task(self._answer(exchange, request.received))
 
-    async def _answer(self, exchange: GrpcStreamExchange) -> None:
-        request = exchange.request
+    async def _answer(self, exchange: GrpcStreamExchange, received: float) -> None:
+        request, witness, code = exchange.request, self._witness, "CANCELLED"
+        sight = None if witness is None else witness.see(request)
         try:
             if self._door.signature(request.model, request.version).streaming:
-                await self._answer_all(exchange)
+                await self._answer_all(exchange, sight)
             else:
-                await self._write(exchange.encode_item(await self._door.submit(request)))
+                response = await self._door.submit(request)
+                if sight is not None:
+                    sight.response = response
+                await self._write(exchange.encode_item(response))
             await self._write(exchange.encode_end())
+            code = "OK"
         except PenstockError as error:
+            code = status_of(error).name
             await self._refuse(exchange.encode_error(error), error)
         except Exception:
+            code = "INTERNAL"
             surprise = unexpected(self._method.name)
             await self._refuse(exchange.encode_error(surprise), surprise)
         finally:
+            if witness is not None:
+                witness.grpc(self._name, received, code, sight)
             self._free.release()
 
-    async def _answer_all(self, exchange: GrpcStreamExchange) -> None:
+    async def _answer_all(self, exchange: GrpcStreamExchange, sight: Sight | None) -> None:
         answers = self._door.stream(exchange.request)
         try:
             async for response in answers:
+                if sight is not None and sight.response is None:
+                    sight.response = response
                 await self._write(exchange.encode_item(response))
         finally:
             # Closing stops the model. Iterators that are no generators may have nothing to close.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from penstock.protocols import Limits
+from penstock.runtime.listeners.witness import Witness
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class HttpOptions:
     linger_s: float = 2.0  # after refusing an unread body: how long to let the client read the answer
     tick_s: float = 0.5  # the one timer; every time above may be exceeded by two ticks, and is never cut short
     timing_headers: bool = False
+    witness: Witness | None = None  # notes requests in spans or the access log; None: neither is on
     server_name: str = "penstock"
     backlog: int = 2048
     limits: Limits = field(default_factory=Limits)

@@ -16,10 +16,12 @@ import uuid
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.core.errors import Cancelled, Internal, InvalidInput, PenstockError
+from penstock.core.http_status import http_status
 from penstock.core.messages import Request, Response, Timings
 from penstock.protocols import CallRoute, Exchange, HttpRequest, HttpResponse, InferRoute, StreamExchange, StreamRoute
 from penstock.runtime.listeners.heads import CONTINUE, LAST_CHUNK, Rendered, chunk, plain_error, retry_after
 from penstock.runtime.listeners.router import Found
+from penstock.runtime.listeners.witness import Sight, take_http_trace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,6 +35,8 @@ log = logging.getLogger("penstock.http")
 _TIMEOUT = b"penstock-timeout-ms"
 _TIMING = b"penstock-timing"
 _REQUEST_ID = b"x-request-id"
+_TRACEPARENT = b"traceparent"
+_LEFT = 499  # nginx's status of a client that did not wait
 _REQUEST_ID_CHARACTERS = 128
 _COMMENT = chunk(b":\n\n")
 
@@ -66,7 +70,7 @@ class Turn:
 
     __slots__ = (
         "abandoned", "comments", "exchange", "future", "head_only", "http", "http10", "keep_alive", "lingers", "output",
-        "started", "target", "task", "wire",
+        "sight", "started", "target", "task", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +90,7 @@ class Turn:
         self.future: asyncio.Future[Response] | None = None
         self.task: asyncio.Task[None] | None = None
         self.exchange: Exchange | None = None
+        self.sight: Sight | None = None
 
     def begin(self) -> None:
         """Starts the work. Never raises; `wire.answered` is called once, now or later, unless `abandon` comes first."""
@@ -127,6 +132,7 @@ class Turn:
         self.abandoned = True
         if self.output is None:
             self.wire.counters.abandoned += 1
+            self._note(_LEFT)
         if self.future is not None:
             self.future.cancel()
         if self.task is not None:
@@ -143,6 +149,8 @@ class Turn:
         extra = self._headers(timings) if _REQUEST_ID in headers or timings is not None else ()
         self.output = wire.heads.render(response, connection, extra, head_only=self.head_only)
         wire.counters.responses[response.status // 100] += 1
+        if wire.options.witness is not None:
+            self._note(response.status)
         wire.answered(self)
 
     def fail(self, error: PenstockError) -> None:
@@ -176,6 +184,11 @@ class Turn:
         http = self.http
         http.body = b""
         request.timings.received = http.received
+        if _TRACEPARENT in http.headers:
+            take_http_trace(request, http.headers)
+        witness = self.wire.options.witness
+        if witness is not None:
+            self.sight = witness.see(request)
         text = http.headers.get(_TIMEOUT)
         if text is not None:
             try:
@@ -203,6 +216,8 @@ class Turn:
             if error is None:
                 response = future.result()
                 assert self.exchange is not None
+                if self.sight is not None:
+                    self.sight.response = response
                 encoded = self.exchange.encode(response)
                 timed = self.wire.options.timing_headers or self.http.headers.get(_TIMING) == b"1"
                 self.answer(encoded, response.timings if timed else None)
@@ -255,6 +270,8 @@ class Turn:
         """The first item decides between an error's status and 200; each next one waits until the client takes data."""
         wire = self.wire
         first = await anext(items, None)
+        if self.sight is not None:
+            self.sight.response = first
         data = b"" if first is None else exchange.encode_item(first)
         await wire.writable(self)
         if self.http10 or wire.is_last(self):
@@ -271,7 +288,7 @@ class Turn:
             async for item in items:
                 wire.write(self._frame(exchange.encode_item(item)))
                 await wire.writable(self)
-        self._end(exchange.encode_end())
+        self._end(exchange.encode_end(), 200)
 
     def _break(self, exchange: StreamExchange, error: PenstockError) -> None:
         """Ends a stream that did not finish: an ordinary error before the first item, an error event after it."""
@@ -282,14 +299,20 @@ class Turn:
             return
         self.keep_alive = False
         try:
-            self._end(exchange.encode_error(error))
+            self._end(exchange.encode_error(error), http_status(error))
         except Exception:
             log.exception("encode_error failed", extra={"path": self.http.path})
             self.wire.cut()  # a body without its end: the one honest thing left to say
 
-    def _end(self, data: bytes) -> None:
+    def _end(self, data: bytes, status: int) -> None:
+        self._note(status)  # how the stream ended: its head said 200
         self.output = self._frame(data) + (b"" if self.http10 else LAST_CHUNK)
         self.wire.answered(self)
+
+    def _note(self, status: int) -> None:
+        witness, target = self.wire.options.witness, self.target
+        if witness is not None:
+            witness.http(self.http, target.route.pattern if isinstance(target, Found) else "", status, self.sight)
 
     def _frame(self, data: bytes) -> bytes:
         return data if self.http10 else chunk(data)

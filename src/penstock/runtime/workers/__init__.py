@@ -18,6 +18,7 @@ from penstock.core.errors import PenstockError
 from penstock.core.messages import Parameter
 from penstock.core.servable import Signature, Tensors
 from penstock.core.tensor import Array
+from penstock.core.trace import RequestTrace
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class Batch:
     parameters: Mapping[str, Parameter] | None = None
     deadline: float = float("inf")  # the latest of its requests', monotonic seconds
     borrow: bool = False  # nobody else computes: the threads that the worker may borrow are free
+    traces: tuple[RequestTrace, ...] = ()  # of those of its requests that brought a trace context
 
 
 @dataclass(slots=True)
@@ -63,7 +65,11 @@ class Executor(Protocol):
     def run(self, batch: Batch, done: Done) -> None: ...
 
     def stream(
-        self, inputs: Tensors, parameters: Mapping[str, Parameter], deadline: float = float("inf")
+        self,
+        inputs: Tensors,
+        parameters: Mapping[str, Parameter],
+        deadline: float = float("inf"),
+        traces: tuple[RequestTrace, ...] = (),
     ) -> AsyncIterator[Tensors]:
         """The answers to one request, each an owned dict. Takes a slot at once and until the model has stopped; its
         `aclose` stops the model within one item. A broken stream raises, it never just ends."""

@@ -28,9 +28,10 @@ from penstock import plugins
 from penstock.core.errors import DeadlineExceeded, LoadError, PenstockError
 from penstock.core.servable import Adapter, Borrower, Servable, StreamingServable, Tensors
 from penstock.runtime.workers import answers, frame
+from penstock.runtime.workers.calling import Calling
 from penstock.runtime.workers.channel import Channel, Received
-
 from penstock.runtime.workers.pulse import Pulse
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -102,8 +103,8 @@ class Server:
     def __init__(self, channel: Channel, servable: Servable, pulse: Pulse) -> None:
         self._channel = channel
         self._servable = servable
-        self._borrower = servable if isinstance(servable, Borrower) else None
         self._pulse = pulse
+        self._borrower = servable if isinstance(servable, Borrower) else None
         self._borrowing = False
         self._waiting: deque[Received] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,6 +119,7 @@ class Server:
             if not isinstance(run, frame.Run):
                 continue  # of a stream that has ended already
             self._channel.release(received.slot)
+            calling = Calling(run)
             try:
                 inputs = frame.unpack(run.tensors, received.payload, owned=False)
                 if run.stream:
@@ -128,6 +130,8 @@ class Server:
                 BaseException
             ) as error:  # user code's SystemExit and KeyboardInterrupt fail the batch, not the worker
                 self._channel.send(failed(run.id, error), received.slot)
+            finally:
+                calling.done()
             inputs = {}
             del received
 
@@ -138,21 +142,21 @@ class Server:
         if self._borrower is not None and run.borrow is not self._borrowing:
             self._borrower.borrow(run.borrow)
             self._borrowing = run.borrow
+        self._pulse.begin(run.id)
         returned: object = self._servable.predict(inputs, run.parameters)
         if inspect.isawaitable(returned):
             returned = self._await(returned)
         outputs = answers.checked(returned, self._servable.signature, run.rows)
-        self._pulse.begin(run.id)
         left = time.monotonic()
         payload = frame.pack((outputs,))
         self._channel.send(frame.Result(run.id, payload.heads, entered, left), slot, payload)
 
     def _answer(self, run: frame.Run, slot: int, inputs: Tensors) -> None:
+        self._pulse.begin(run.id)
         if not isinstance(self._servable, StreamingServable):
             items: Iterator[object] = iter((self._servable.predict(inputs, run.parameters),))
         else:
             answer = self._servable.answer(inputs, run.parameters)
-        self._pulse.begin(run.id)
             items = self._drive(answer.__aiter__()) if hasattr(answer, "__aiter__") else iter(answer)
         flow = Flow()
         try:

@@ -11,10 +11,11 @@ from collections.abc import AsyncGenerator
 from penstock.core.errors import Cancelled, DeadlineExceeded
 from penstock.core.servable import Servable, StreamingServable, Tensors
 from penstock.runtime.workers import answers, frame
+from penstock.runtime.workers.calling import Calling
 from penstock.runtime.workers.channel import Channel, Received
 from penstock.runtime.workers.child import Flow, failed
-
 from penstock.runtime.workers.pulse import Pulse
+
 
 def serve(channel: Channel, servable: Servable, pulse: Pulse) -> None:
     """Returns when told to close and everything held is answered, or when the front is gone."""
@@ -26,8 +27,8 @@ class Server:
 
     def __init__(self, channel: Channel, servable: Servable, pulse: Pulse) -> None:
         self._channel = channel
-        self._servable = servable
         self._pulse = pulse
+        self._servable = servable
         self._jobs: dict[int, tuple[asyncio.Task[None], AsyncFlow]] = {}
         self._closing = asyncio.Event()
 
@@ -79,11 +80,12 @@ class Server:
         self._closing.set()
 
     async def _work(self, run: frame.Run, received: Received, flow: AsyncFlow) -> None:
+        Calling(run)  # in this task's own context, which ends with it
         try:
             inputs = frame.unpack(run.tensors, received.payload, owned=False)
+            self._pulse.begin(run.id)  # tasks begin in the order in which they are made
             left_s = run.deadline - time.monotonic()
             limit = asyncio.timeout(left_s if left_s != float("inf") else None)
-            self._pulse.begin(run.id)  # tasks begin in the order in which they are made
             try:
                 async with limit:
                     if run.stream:

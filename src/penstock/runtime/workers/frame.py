@@ -24,6 +24,7 @@ from penstock.core.errors import Internal, InvalidInput
 from penstock.core.messages import Parameter
 from penstock.core.servable import LoadContext, Signature, Tensors
 from penstock.core.tensor import NUMPY_OF, Array, bytes_from_wire, bytes_to_wire, element_count, normal
+from penstock.core.trace import RequestTrace
 
 VERSION = 1
 ALIGN = 64  # a cache line, and what vector instructions of any framework want
@@ -74,6 +75,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag=2):
     deadline: float  # seconds of the machine's monotonic clock, which all its processes share
     stream: bool = False
     borrow: bool = False  # compute with the borrowed threads too
+    traces: tuple[RequestTrace, ...] = ()  # one byte when no request brought a trace context
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag=3):

@@ -17,6 +17,7 @@ from penstock.core.errors import Internal, PenstockError, WorkerLost
 from penstock.core.messages import NO_DEADLINE, Parameter
 from penstock.core.servable import Adapter, LoadContext, Servable, Signature, StreamingServable, Tensors
 from penstock.core.tensor import Array
+from penstock.core.trace import RequestTrace
 from penstock.runtime.workers import Batch, BatchResult, Done, answers
 from penstock.runtime.workers.relay import Allowance
 
@@ -87,9 +88,14 @@ class InlineExecutor:
         asyncio.get_running_loop().call_soon(done, self.run_now(batch))
 
     async def stream(
-        self, inputs: Tensors, parameters: Mapping[str, Parameter], deadline: float = NO_DEADLINE
+        self,
+        inputs: Tensors,
+        parameters: Mapping[str, Parameter],
+        deadline: float = NO_DEADLINE,
+        traces: tuple[RequestTrace, ...] = (),
     ) -> AsyncGenerator[Tensors]:
-        """The answers to one request, one for each turn of the loop. The deadline is the reader's to watch."""
+        """The answers to one request, one for each turn of the loop. The deadline is the reader's to watch, and no user
+        code runs here that could ask for traces."""
         if self.exited:
             raise WorkerLost("the model was closed")
         try:

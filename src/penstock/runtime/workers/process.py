@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from penstock.core.errors import Internal, InvalidInput, LoadError, Overloaded, PenstockError, WorkerLost, rebuild
 from penstock.core.messages import NO_DEADLINE, Parameter
 from penstock.core.servable import Signature, Tensors
+from penstock.core.trace import RequestTrace
 from penstock.runtime.workers import Batch, BatchResult, Done, frame
 from penstock.runtime.workers.channel import Received
 from penstock.runtime.workers.frame import LoadSpec
@@ -55,13 +56,13 @@ class WorkerProcess:
         self.pid = 0
         self.load_s = 0.0
         self.batches = 0
-        self.state = "loading"
         self.answered = 0  # batches and streams that came to an end in user code
         self.silent = False  # set by who watches it: it does not seem to run, and gets nothing new
+        self.state = "loading"
         self.cause = ""  # why it ended, for people
         self._python = python
-        self._held: dict[int, _Held] = {}
         self._told_to_close = False
+        self._held: dict[int, _Held] = {}
         self._slots: list[int] = []
         self._ids = 0
         self._exit_callbacks: list[Callable[[], None]] = []
@@ -124,17 +125,22 @@ class WorkerProcess:
         """Sends a batch; `done` is called later. There must be a free slot."""
         rows = batch.rows + batch.pad_rows if batch.joined else -1
         held = _Held(-1, time.monotonic(), batch.deadline, done, None)
-        error = self._submit(held, batch.parts, batch.pad_rows, batch.parameters, rows, batch.borrow)
+        error = self._submit(held, batch.parts, batch.pad_rows, batch.parameters, rows, batch.borrow, batch.traces)
         if error is not None:
             self._loop.call_soon(done, error)
 
     def stream(
-        self, inputs: Tensors, parameters: Mapping[str, Parameter], deadline: float = NO_DEADLINE
-    ) -> Stream:  # fmt: skip
+        self,
+        inputs: Tensors,
+        parameters: Mapping[str, Parameter],
+        deadline: float = NO_DEADLINE,
+        traces: tuple[RequestTrace, ...] = (),
+    ) -> Stream:
         """The answers to one request. The slot is taken at once, and is free again when the model has stopped."""
         number = self._ids + 1
         inbox = Inbox(lambda taken: self._took(number, taken), lambda: self._abandon(number))
-        error = self._submit(_Held(-1, time.monotonic(), deadline, None, inbox), (inputs,), 0, parameters, -1)
+        held = _Held(-1, time.monotonic(), deadline, None, inbox)
+        error = self._submit(held, (inputs,), 0, parameters, -1, traces=traces)
         if error is not None:
             inbox.finish(error)
         return Stream(inbox)
@@ -149,12 +155,6 @@ class WorkerProcess:
         waits for any more is due at once."""
         return max((now - held.deadline for held in self._held.values()), default=0.0) if self._held else 0.0
 
-    def dump_stacks(self) -> None:
-        """Has the process write the stacks of all its threads to the log, even if native code holds the interpreter."""
-        self._life.dump_stacks()
-
-    def kill(self, reason: str = "it was stuck and had to be killed") -> None:
-        """Ends the process and all it started, at once. What it holds fails with WorkerLost."""
     @property
     def heartbeat_s(self) -> float:
         """How often it shows that it runs."""
@@ -169,6 +169,12 @@ class WorkerProcess:
         """What the kernel says that each of its threads does, for the log."""
         return self._life.states()
 
+    def dump_stacks(self) -> None:
+        """Has the process write the stacks of all its threads to the log, even if native code holds the interpreter."""
+        self._life.dump_stacks()
+
+    def kill(self, reason: str = "it was stuck and had to be killed") -> None:
+        """Ends the process and all it started, at once. What it holds fails with WorkerLost."""
         self._life.kill(reason)
 
     async def close(self, grace_s: float) -> None:
@@ -196,6 +202,7 @@ class WorkerProcess:
         parameters: Mapping[str, Parameter] | None,
         rows: int,
         borrow: bool = False,
+        traces: tuple[RequestTrace, ...] = (),
     ) -> PenstockError | None:
         self._ids += 1
         if self.state != "ready":
@@ -211,6 +218,7 @@ class WorkerProcess:
                 held.deadline,
                 held.inbox is not None,
                 borrow,
+                traces,
             )
             self._link.send(message, slot, payload)
         except PenstockError as error:
@@ -281,6 +289,7 @@ class WorkerProcess:
         del self._held[message.id]
         self._release(held.slot)
         self.batches += 1
+        self.answered += 1
         self._call(
             held.done,
             BatchResult(
@@ -289,7 +298,6 @@ class WorkerProcess:
                 max(0.0, message.left - message.entered),
                 max(0.0, time.monotonic() - message.left),
             ),
-        self.answered += 1
         )
 
     def _finish(self, number: int, error: PenstockError | None) -> None:
@@ -297,6 +305,7 @@ class WorkerProcess:
         if held is None:
             raise Internal("a worker answered what it was not asked")
         self._release(held.slot)
+        self.answered += 1
         if held.done is not None:
             self.batches += 1
             self._call(held.done, error or Internal("the worker ended a batch without an answer"))
@@ -305,7 +314,6 @@ class WorkerProcess:
             for callback in self._free_callbacks:
                 self._loop.call_soon(callback)
 
-        self.answered += 1
     def _release(self, slot: int) -> None:
         self._slots.append(slot)
         self._link.release(slot)
