@@ -39,7 +39,10 @@ class Gate(wire.Link[wire.ToEngine]):
 
     def on_message(self, message: wire.ToEngine, payload: bytes) -> None:
         if isinstance(message, wire.Infer):
-            self._infer(message, payload)
+            try:
+                self._infer(message, payload)
+            except Exception as error:  # somebody waits for an answer, whatever went wrong
+                self._fail(message.id, error)
         elif isinstance(message, wire.Cancel):
             if (future := self._futures.get(message.id)) is not None:
                 future.cancel()
@@ -102,11 +105,7 @@ class Gate(wire.Link[wire.ToEngine]):
             self._wanted[message.id] = asyncio.Semaphore(0)
             self._spawn(message.id, self._stream(message.id, request))
             return
-        try:
-            future = self._engine.submit(request)
-        except PenstockError as error:
-            self._fail(message.id, error)
-            return
+        future = self._engine.submit(request)
         self._futures[message.id] = future
         future.add_done_callback(partial(self._answered, message.id))
 
@@ -117,14 +116,14 @@ class Gate(wire.Link[wire.ToEngine]):
         if (error := future.exception()) is not None:
             self._fail(id, error)
         else:
-            self._answer(id, future.result())
+            try:
+                self._answer(id, future.result())
+            except PenstockError as problem:
+                self._fail(id, problem)
 
     def _answer(self, id: int, response: Response) -> None:
-        try:
-            payload = wire.packed(response.outputs)
-        except PenstockError as error:
-            self._fail(id, error)
-            return
+        """Raises: InvalidInput, TooLarge when it cannot be sent."""
+        payload = wire.packed(response.outputs)
         self.send(
             wire.Answer(
                 id, response.model, response.version, response.id, wire.plain(response.parameters), payload.heads,

@@ -118,7 +118,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
             return self._inference.submit(copy, request)
         payload = wire.packed(request.inputs)
         id, future = self._new()
-        self.send(_infer(id, request, payload, stream=False), payload)
+        self._ask(id, _infer(id, request, payload, stream=False), payload)
         future.add_done_callback(lambda future: self._gone(id) if future.cancelled() else None)
         return future
 
@@ -129,9 +129,9 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         id, _ = self._new()
         del self._waiting[id]
         queue = self._streams[id] = asyncio.Queue()
-        self.send(_infer(id, request, payload, stream=True), payload)
         ended = False
         try:
+            self.send(_infer(id, request, payload, stream=True), payload)
             while True:
                 self.send(wire.Take(id))
                 item = await queue.get()
@@ -145,6 +145,14 @@ class RemoteEngine(wire.Link[wire.ToFront]):
             del self._streams[id]
             if not ended:
                 self.send(wire.Cancel(id))
+
+    def _ask(self, id: int, message: wire.ToEngine, payload: frame.Payload | None = None) -> None:
+        """Sends what an answer is awaited of. Raises: InvalidInput, TooLarge; then none is awaited."""
+        try:
+            self.send(message, payload)
+        except PenstockError:
+            del self._waiting[id]
+            raise
 
     def _gone(self, id: int) -> None:
         self._waiting.pop(id, None)
@@ -208,7 +216,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
 
     async def _call(self, method: str, *arguments: object) -> Any:
         id, future = self._new()
-        self.send(wire.Call(id, method, list(arguments)))
+        self._ask(id, wire.Call(id, method, list(arguments)))
         value = await future
         if _RESULTS[method] is None:
             return None

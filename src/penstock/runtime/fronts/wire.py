@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from penstock.core.door import ModelDescription
+from penstock.core.errors import InvalidInput, TooLarge
 from penstock.core.messages import Parameter, Timings
 from penstock.core.servable import Tensors
 from penstock.core.trace import RequestTrace, TraceContext
@@ -186,10 +187,20 @@ class Link(asyncio.Protocol, Generic[Incoming]):
         raise NotImplementedError
 
     def send(self, message: ToEngine | ToFront, payload: frame.Payload | None = None) -> None:
-        """Sends one message; silently nothing when the other end is gone (`closed` tells)."""
+        """Sends one message; silently nothing when the other end is gone (`closed` tells).
+
+        Raises:
+            InvalidInput: it holds what MessagePack cannot carry, such as a whole number beyond 64 bits.
+            TooLarge: it has more bytes than a frame can count.
+        """
         if self._transport is None or self._transport.is_closing():
             return
-        header = self._encoder.encode(message)
+        try:
+            header = self._encoder.encode(message)
+        except (TypeError, OverflowError, ValueError) as error:
+            raise InvalidInput(f"a parameter cannot be passed to the model: {error}") from None
+        if len(header) > _MOST_BYTES or (payload is not None and payload.size > _MOST_BYTES):
+            raise TooLarge("one message of more than 4 GiB cannot be passed on by an extra front")
         if payload is None or not payload.size:
             self._transport.write(_PREFIX.pack(len(header), 0) + header)
             return
@@ -221,7 +232,15 @@ class Link(asyncio.Protocol, Generic[Incoming]):
             header, payload = bytes(received[at + _PREFIX.size : middle]), bytes(received[middle:end])
             at = end
             try:
-                self.on_message(self._decoder.decode(header), payload)
+                message = self._decoder.decode(header)
+            except (msgspec.DecodeError, RecursionError):
+                # Nobody knows what was asked, or of whom the answer was: both ends begin anew, and say so to all.
+                log.exception("front_message_unreadable")
+                received.clear()
+                self.close()
+                return
+            try:
+                self.on_message(message, payload)
             except Exception:  # outermost: nothing may leave a protocol's callback
                 log.exception("front_message_failed")
         del received[:at]
