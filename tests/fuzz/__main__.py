@@ -7,6 +7,7 @@ Each target runs in a process of its own, because libFuzzer ends the process it 
 from __future__ import annotations
 
 import argparse
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ def fuzz_here(name: str, arguments: list[str]) -> None:
     with atheris.instrument_imports(include=["penstock"]):
         from targets import TARGETS
     target = TARGETS[name]
+    logging.getLogger("penstock").addHandler(logging.NullHandler())  # nothing in a terminal for each bad input
 
     def one(data: bytes) -> None:
         target.run(data)

@@ -233,7 +233,7 @@ class Link(asyncio.Protocol, Generic[Incoming]):
             at = end
             try:
                 message = self._decoder.decode(header)
-            except (msgspec.DecodeError, RecursionError):
+            except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors, and so is text that is none
                 # Nobody knows what was asked, or of whom the answer was: both ends begin anew, and say so to all.
                 log.exception("front_message_unreadable")
                 received.clear()
