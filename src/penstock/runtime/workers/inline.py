@@ -19,6 +19,7 @@ from penstock.core.servable import Adapter, LoadContext, Servable, Signature, St
 from penstock.core.tensor import Array
 from penstock.core.trace import RequestTrace
 from penstock.runtime.workers import Batch, BatchResult, Done, answers
+from penstock.runtime.workers.heap import give_back
 from penstock.runtime.workers.relay import Allowance
 
 log = logging.getLogger("penstock.worker")
@@ -120,7 +121,12 @@ class InlineExecutor:
         """Nothing can be running when this is called; closes the servable in a thread."""
         if not self.exited:
             self.exited = True
-            await asyncio.to_thread(self._servable.close)
+            await asyncio.to_thread(self._free)
+
+    def _free(self) -> None:
+        self._servable.close()
+        del self._servable  # this executor may be known for longer, by its figures
+        give_back()
 
     def _blame(self, error: Exception) -> PenstockError:
         if not isinstance(error, PenstockError) and self._errors_logged.take():
