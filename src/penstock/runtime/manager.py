@@ -33,6 +33,7 @@ class _Version:
     reason: str = ""
     loaded: LoadedVersion | None = None
     kept_until: float | None = None  # on the loop's clock: it was replaced, and stays for going back
+    again: bool = False  # a call asked for it to be loaded anew
 
 
 @dataclass(slots=True)
@@ -164,6 +165,8 @@ class Manager:
                 entry = self._models[name] = _Model(model)
             entry.wished, entry.gone = model, False
             self._step(name)
+            for version in entry.versions.values():
+                version.again = False
         for name, entry in list(self._models.items()):
             if name not in wished and not entry.gone:
                 entry.gone = True
@@ -182,8 +185,7 @@ class Manager:
         entry = self._models.get(model)
         if entry is not None:
             for version in entry.versions.values():
-                if version.kept_until is None:  # going back to one that was kept takes no load
-                    version.fingerprint = ""
+                version.again = version.kept_until is None  # going back to one that was kept takes no load
 
     async def settled(self, model: str = "") -> None:
         """Returns when nothing is left to load or switch, of one model or of all."""
@@ -218,7 +220,9 @@ class Manager:
             del entry.versions[number]
         labelled = set(entry.wished.options.labels.values()) & set(available)
         entry.wanted = lifecycle.chosen(entry.wished.options.versions, available) | labelled
-        held = [lifecycle.Held(number, v.state, v.fingerprint) for number, v in entry.versions.items()]
+        held = [
+            lifecycle.Held(number, v.state, "" if v.again else v.fingerprint) for number, v in entry.versions.items()
+        ]
         kept = self._kept(name, entry, available)
         actions = lifecycle.plan({number: available[number].fingerprint for number in entry.wanted}, held, kept)
         for action in actions:
