@@ -244,7 +244,7 @@ def read_file(path: Path) -> ConfigFile:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"file {path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with too many digits, which tomllib lets out
         raise InvalidInput(f"file {path}: is no TOML: {error}") from error
     tables = ("server", "defaults", "models")
     for key in data:

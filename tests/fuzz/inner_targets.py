@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import tomllib
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from target import Fault, Target, check_refusal, run_on_loop
 
-from penstock.config import Layer, resolve
 from penstock.core.errors import Internal, InvalidInput
 from penstock.core.messages import Response, Timings
 from penstock.core.tensor import parse_spec
 from penstock.runtime.fronts import wire
-from penstock.runtime.options import ModelOptions
+from penstock.runtime.recognise import SETTINGS, _settings
 from penstock.runtime.workers import frame
 from penstock.runtime.workers.channel import Channel
 
@@ -130,25 +130,23 @@ def wire_seeds() -> tuple[bytes, ...]:
 
 def model_toml(data: bytes) -> bool:
     """The `model.toml` that comes with a model, and the declarations of tensors in it."""
-    try:
-        settings = tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
-        return False
-    try:
-        options = resolve(ModelOptions, [Layer("file model.toml", settings)]).value
-        for name, declaration in (*options.inputs.items(), *options.outputs.items()):
-            parse_spec(name, declaration)
-        return True
-    except InvalidInput as error:
-        check_refusal(error)
-        return False
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / SETTINGS).write_bytes(data)
+        try:
+            settings = _settings(Path(folder))
+            for name, declaration in (*settings.get("inputs", {}).items(), *settings.get("outputs", {}).items()):
+                parse_spec(name, declaration)
+            return True
+        except InvalidInput as error:
+            check_refusal(error)
+            return False
 
 
 def toml_seeds() -> tuple[bytes, ...]:
     return (
         b'max_batch_size = 8\nbatch_delay_s = "2ms"\nbatch_sizes = [1, 2, 8]\nversions = "latest:2"\n',
         b'executor = "process"\nthreads = 2\n[inputs]\nx = "f4[n, 4]"\n[options]\nk = 1.5\n',
-        b"trust = true\nlabels = {stable = 3}\ndevices = ['cuda:0*0.5']\n",
+        b"workers = 2\nlabels = {stable = 3}\ndevices = ['cuda:0*0.5']\n",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -11,10 +12,12 @@ from numpy_door import NumpyDoor, numpy_model
 
 from penstock.core.errors import InvalidInput, NotFound, PenstockError
 from penstock.core.messages import NO_DEADLINE
+from penstock.core.tensor import parse_spec
 from penstock.protocols import GrpcCall, GrpcRequest
 from penstock.protocols.v2_grpc import plug as v2_grpc
 from penstock.protocols.v2_http import plug as v2_http
 from penstock.runtime.options import ModelOptions
+from penstock.runtime.recognise import recognise
 from penstock.runtime.triton_config import options_from_config
 from penstock.telemetry.logs import configure
 
@@ -94,3 +97,17 @@ def test_error_never_repeats_more_than_a_page_of_what_was_sent() -> None:
 def test_error_can_be_sent_whatever_is_in_it(kind: type[PenstockError]) -> None:
     assert kind("a \ud800 half").message.encode() == b"a ? half"
     assert kind("größer 模型").message == "größer 模型"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["max_batch_size = " + "9" * 5000, "batch_delay_s = " + "9" * 400, f'inputs = {{x = "f4[{"9" * 5000}]"}}', "x = " + "[" * 3000, "\udcff"],
+    ids=["digits", "seconds", "axis", "nesting", "no text"],
+)  # fmt: skip
+def test_settings_of_a_model_that_nothing_can_hold_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.toml").write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(InvalidInput):
+        for options in recognise(str(tmp_path)):
+            for declaration in options.inputs.values():
+                parse_spec("x", declaration)

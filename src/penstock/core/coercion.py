@@ -158,7 +158,10 @@ def _int(value: object, unit: str) -> int:
 
 def _float(value: object, unit: str) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # Python's whole numbers have no end
+            raise Mismatch("a finite number") from None
     else:
         allowed = "seconds such as 0.5, or 500ms" if unit == "s" else "a number"
         match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None

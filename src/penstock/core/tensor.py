@@ -43,6 +43,7 @@ _SHORT = {
     "i1": "INT8", "i2": "INT16", "i4": "INT32", "i8": "INT64",
     "f2": "FP16", "f4": "FP32", "f8": "FP64", "bf2": "BF16", "str": "BYTES", "bytes": "BYTES",
 }  # fmt: skip
+_AXIS_DIGITS = 18  # any axis that 64 bits can count
 _DECLARATION = re.compile(r"^\s*(\w+)\s*(?:\[([^\]]*)\])?\s*(\?)?\s*$")
 
 
@@ -83,12 +84,12 @@ def parse_spec(name: str, declaration: str) -> TensorSpec:
     """
     match = _DECLARATION.match(declaration)
     datatype = match and (_SHORT.get(match[1].lower()) or (match[1].upper() if match[1].upper() in NUMPY_OF else None))
-    if not match or not datatype:
+    axes = [axis.strip() for axis in (match[2] or "").split(",") if axis.strip()] if match else []
+    if not match or not datatype or any(axis.lstrip("-").isdigit() and len(axis) > _AXIS_DIGITS for axis in axes):
         raise InvalidInput(
             f"cannot read the declaration {declaration!r} of tensor '{name}': "
             f"write a type ({', '.join(_SHORT)}) and a shape, such as 'f4[n, 4]'"
         )
-    axes = [axis.strip() for axis in (match[2] or "").split(",") if axis.strip()]
     shape = tuple(int(axis) if re.fullmatch(r"-?\d+", axis) else -1 for axis in axes)
     return TensorSpec(name, datatype, shape, optional=bool(match[3]))
 

@@ -260,7 +260,7 @@ def _settings(folder: Path) -> Mapping[str, object]:
         return {}
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also of numbers with too many digits
         raise InvalidInput(f"file {file}: is no TOML: {error}") from error
     for key, reason in _FORBIDDEN.items():
         if key in data:
