@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import environments
 from harness.servers import ServerFailed
-from penstock.core.errors import PenstockError
 from peers import all_peers
 from run import RESULTS, describe_machine, split
 from scenarios import Server, all_servers, tables, without_v2
@@ -32,6 +31,8 @@ from scenarios.carry import carried_out, plan_of
 from scenarios.contestant import Contestant
 from scenarios.finding import Finding
 from scenarios.plans import SCENARIOS, Scenario
+
+from penstock.core.errors import PenstockError
 
 _CAPACITY_S = 2.0
 

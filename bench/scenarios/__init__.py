@@ -22,8 +22,8 @@ MODEL = "triple"
 class Server(Protocol):
     """What a `fire.py` owes: one server program that serves a model `triple` over V2.
 
-    The model takes `x` and gives `y`, FP32 of shape (n, 10), y = 3x. A batch takes the environment's WORK_S seconds; one
-    with a negative number raises instead. Two workers; batches of at most 4 where the server batches.
+    The model takes `x` and gives `y`, FP32 of shape (n, 10), y = 3x. A batch takes WORK_S seconds, as the environment
+    says; one with a negative number raises instead. Two workers; batches of at most 4 where the server batches.
     """
 
     settings: str  # how it is set up, in words

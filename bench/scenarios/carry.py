@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from penstock import ledger
 from penstock.core.errors import PenstockError
-
 from scenarios.bad_rows import BadRows
 from scenarios.contestant import Contestant, ledger_inputs
 from scenarios.finding import Finding, false_ready_s, good_shares, take_report
@@ -63,10 +62,10 @@ def carry_out(contestant: Contestant, scenario: Scenario, seconds: float, work_s
     take_report(finding, report, scenario)
     finding.bad_rows = dict(bad.wait())
     shares = good_shares(report)
-    finding.false_ready_s = {
-        name: false_ready_s(shares, health.probes[name], broken_at if scenario.fault else 0.0)
-        for name in ("ready", "model")
-    }
+    if scenario.back is not None and scenario.fault:  # too much load says nothing about readiness
+        finding.false_ready_s = {
+            name: false_ready_s(shares, health.probes[name], broken_at) for name in ("ready", "model")
+        }
     alive = [one.took_s for one in health.probes["live"] if one.status == 200]
     finding.live_max_s = max(alive, default=None)
     if scenario.ends_server:

@@ -16,8 +16,8 @@ from harness.clients import ask
 from harness.servers import Family, Place, Running, Start, family, running
 from harness.wire import v2_json_call
 from harness.workload import Workload
-from penstock import ledger
 
+from penstock import ledger
 from scenarios import MODEL, Server
 from scenarios.watch import command_line, kill_all, left_of, shared_memory
 

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 from penstock.ledger import Report
-
 from scenarios.plans import Scenario
 from scenarios.watch import Probe
 
@@ -78,7 +77,8 @@ def take_report(finding: Finding, report: Report, scenario: Scenario) -> None:
 
 
 def good_shares(report: Report) -> list[float | None]:
-    """The share of right answers in time among the requests due in each window whose callers stayed; None of too few."""
+    """For each window, the share of right answers in time among the requests due in it whose callers stayed. None is
+    too few to say."""
     shares: list[float | None] = []
     for window in report.over_time(WINDOW_S):
         stayed = window.sent - window.outcomes["left"]

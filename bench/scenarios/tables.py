@@ -12,6 +12,8 @@ from scenarios.finding import Finding
 from scenarios.plans import SCENARIOS, Scenario
 
 _GOOD, _BAD = "green", "red"
+# A health endpoint needs a moment to learn of a death.
+_FALSE_READY_S = 0.5
 
 
 def verdict(finding: Finding) -> str:
@@ -21,7 +23,7 @@ def verdict(finding: Finding) -> str:
         words.append("not back")
     if finding.orphans:
         words.append(f"{finding.orphans} orphans")
-    if any(finding.false_ready_s.values()):
+    if max(finding.false_ready_s.values(), default=0.0) >= _FALSE_READY_S:
         words.append("false ready")
     if finding.trouble:
         words.append(finding.trouble.split(":")[0])
@@ -30,11 +32,23 @@ def verdict(finding: Finding) -> str:
 
 def show(console: Console, findings: Sequence[Finding], contestants: Mapping[str, Contestant]) -> None:
     """Prints everything."""
+    console.print(_servers_table(contestants))
     for scenario in SCENARIOS:
         rows = [finding for finding in findings if finding.scenario == scenario.name]
         if rows:
             console.print(_scenario_table(scenario, rows, contestants))
     console.print(_summary_table(findings))
+
+
+def _servers_table(contestants: Mapping[str, Contestant]) -> Table:
+    table = Table(title="Servers", title_justify="left", title_style="bold")
+    for head in ("server", "version", "set up with", "deadlines it obeys", "how it is built", "answers/s at most"):
+        table.add_column(head)
+    for name, one in contestants.items():
+        version = one.version if one.version == one.says or not one.says else f"{one.version} ({one.says})"
+        about = one.server
+        table.add_row(name, version, about.settings, about.deadlines, about.structure, f"{one.capacity:,.0f}")
+    return table
 
 
 def _scenario_table(scenario: Scenario, rows: Sequence[Finding], contestants: Mapping[str, Contestant]) -> Table:
@@ -46,7 +60,7 @@ def _scenario_table(scenario: Scenario, rows: Sequence[Finding], contestants: Ma
     table.add_column("notes")
     for row in rows:
         server = contestants[row.server].server
-        notes = [f"deadlines: {server.deadlines}", server.structure, row.trouble]
+        notes = [f"deadlines: {server.deadlines}", row.trouble]
         table.add_row(row.server, *(cell(row) for _, cell in used), "; ".join(filter(None, notes)))
     return table
 
@@ -95,7 +109,6 @@ _COLUMNS: dict[str, Callable[[Finding], str]] = {
     "broken rules": lambda row: _coloured(_counts(row.broken) or "ok"),
     "outcomes": lambda row: _counts(row.outcomes),
     "bad rows": lambda row: _counts(row.bad_rows),
-    "capacity/s": lambda row: f"{row.capacity:,.0f}" if row.capacity else "",
     "goodput ÷ possible": lambda row: "" if row.goodput_share is None else f"{row.goodput_share:.0%}",
     "p99": lambda row: _ms(row.p99_s),
     "refused p99": lambda row: _ms(row.refusal_p99_s),

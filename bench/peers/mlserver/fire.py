@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 class MLServer:
-    settings = "parallel_workers 2, max_batch_size 4, max_batch_time 5 ms"
+    settings = "parallel_workers 2, max_batch_size 4, max_batch_time 20 ms"
     deadlines = "none"
     structure = "workers apart from the listener"
 
@@ -29,7 +29,7 @@ class MLServer:
             "implementation": "triple.Triple",
             "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 10]}],
             "max_batch_size": 4,
-            "max_batch_time": 0.005,
+            "max_batch_time": 0.02,
         }
         (place.folder / "settings.json").write_text(json.dumps(settings))
         (place.folder / "model-settings.json").write_text(json.dumps(model))
