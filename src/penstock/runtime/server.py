@@ -70,7 +70,7 @@ async def run(
     on_ready: Callable[[ServerStatus], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT (or until `stop` is set, by an owner who keeps the signals for itself).
+    """Serves until SIGTERM, SIGINT or SIGHUP (or until `stop` is set, by an owner who keeps the signals for itself).
 
     Raises:
         PenstockError: it could not start: a port is taken, a listener is unsafe, a model does not load.
@@ -186,7 +186,7 @@ async def _bound(option: str, port: int, start: Coroutine[Any, Any, int]) -> int
 
 
 def _stop_signal() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT; a second one ends the process at once."""
+    """Set by SIGTERM, SIGINT or a terminal that goes away; a second SIGTERM or SIGINT ends the process at once."""
     loop = asyncio.get_running_loop()
     event = asyncio.Event()
 
@@ -197,17 +197,19 @@ def _stop_signal() -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is to be ignored
+        loop.add_signal_handler(signal.SIGHUP, event.set)  # shells may send it twice, so it never hurries
     return event
 
 
 def _http_figures(http: HttpListener, fronts: Fronts) -> ListenerFigures:
     counters = http.counters
     responses, refused, connections = list(counters.responses), dict(counters.refused), counters.connections_open
-    for gate in fronts.gates:
-        responses = [mine + other for mine, other in zip(responses, gate.figures.responses, strict=True)]
-        for reason, count in gate.figures.refused.items():
+    for figures in fronts.figures:
+        responses = [mine + other for mine, other in zip(responses, figures.responses, strict=True)]
+        for reason, count in figures.refused.items():
             refused[reason] = refused.get(reason, 0) + count
-        connections += gate.figures.open_connections
+        connections += figures.open_connections
     by_class = {f"{digit}xx": count for digit, count in enumerate(responses) if digit}
     return ListenerFigures(by_class, refused, connections)
 
@@ -215,8 +217,8 @@ def _http_figures(http: HttpListener, fronts: Fronts) -> ListenerFigures:
 def _span_counts(recorded: Spans, fronts: Fronts) -> SpanCounts:
     own = recorded.counts
     total = SpanCounts(own.exported, own.dropped, own.failed)
-    for gate in fronts.gates:
-        exported, dropped, failed = gate.figures.spans
+    for figures in fronts.figures:
+        exported, dropped, failed = figures.spans
         total.exported += exported
         total.dropped += dropped
         total.failed += failed

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,7 @@ class LoadedVersion:
     async def close(self, grace_s: float) -> None:
         """Answers what it holds (within `grace_s`), then frees everything, also when it is cancelled."""
         self.closing = True
+        close_by = time.monotonic() + grace_s
         try:
             if self.batcher.in_flight:
                 idle = asyncio.Event()
@@ -115,7 +117,7 @@ class LoadedVersion:
                     log.warning("unload_cut_short", extra={"model": self.name, "in_flight": self.batcher.in_flight})
         finally:
             self.batcher.close(NotReady(f"model '{self.name}' version {self.number} is unloaded"))
-            await self.free(0.0 if self.batcher.in_flight else grace_s)
+            await self.free(0.0 if self.batcher.in_flight else max(0.0, close_by - time.monotonic()))
 
     async def free(self, grace_s: float) -> None:
         """Ends every executor; also of a version that never became ready."""

@@ -85,12 +85,15 @@ class Copies:
         ]
 
     def flush(self) -> None:
-        """Sends what was recorded; and gives up copies that turned out slow, so that the engine decides for all."""
+        """Sends what was recorded."""
+        for copy in self._copies.values():
+            if copy is not None:
+                copy.metrics.fold()
+
+    def give_up_slow(self) -> None:
+        """Gives up copies that turned out slow, so that the engine decides for all."""
         for serial, copy in list(self._copies.items()):
-            if copy is None:
-                continue
-            copy.metrics.fold()
-            if slow_inline(copy.inline):
+            if copy is not None and slow_inline(copy.inline):
                 log.info("copy_given_up", extra={"model": copy.name, "batch_s": round(copy.inline.compute_s, 6)})
                 self._copies[serial] = None
                 self._spawn(-serial, self._close(copy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import signal
 import socket
 import sys
@@ -31,8 +32,10 @@ from penstock.runtime.options import ServerOptions
 from penstock.telemetry import logs
 from penstock.telemetry.spans import SpanCounts, Spans
 
-# How often the engine learns what this front has counted. A scrape may be this much behind.
-_FIGURES_S = 1.0
+# How often the engine gets what the copies have recorded: that much is lost when this front is killed.
+_FLUSH_S = 0.05
+_FLUSHES_PER_FIGURES = 5  # what the listener has counted goes over less often: it costs a look at every copy
+_FLUSHES_PER_JUDGEMENT = 20  # of whether copies have become slow
 
 
 async def front(sock: socket.socket) -> int:
@@ -41,7 +44,11 @@ async def front(sock: socket.socket) -> int:
     setup: asyncio.Future[wire.Setup] = loop.create_future()
     drain: asyncio.Future[float] = loop.create_future()
     _, engine = await loop.create_unix_connection(lambda: RemoteEngine(setup.set_result, drain.set_result), sock=sock)
-    wished = await setup
+    began: set[asyncio.Future[Any]] = {setup, engine.closed}
+    await asyncio.wait(began, return_when=asyncio.FIRST_COMPLETED)
+    if not setup.done():
+        return 1  # the engine's process ended before it could say what to do
+    wished = setup.result()
     allow_open_files()
     options = msgspec.convert(wished.options, ServerOptions)
     logs.configure(options.log_format, options.log_level, access=options.access_log)
@@ -76,10 +83,15 @@ async def front(sock: socket.socket) -> int:
 
 
 async def _report(engine: RemoteEngine, listener: HttpListener, recorded: Spans | None) -> None:
-    while True:
+    for tick in itertools.count():
+        await asyncio.sleep(_FLUSH_S)
+        engine.copies.flush()
+        if tick % _FLUSHES_PER_JUDGEMENT == 0:
+            engine.copies.give_up_slow()
+        if tick % _FLUSHES_PER_FIGURES:
+            continue
         counters = listener.counters
         counts = recorded.counts if recorded is not None else SpanCounts()
-        engine.copies.flush()
         engine.send(
             wire.Figures(
                 list(counters.responses),
@@ -89,16 +101,15 @@ async def _report(engine: RemoteEngine, listener: HttpListener, recorded: Spans 
                 (counts.exported, counts.dropped, counts.failed),
             )
         )
-        await asyncio.sleep(_FIGURES_S)
 
 
 def main() -> None:
     """The process's entry point; its one argument is the number of the inherited socket."""
     import uvloop
 
-    # Signals of a terminal go to the whole group; the engine's process decides when a front ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Service managers send theirs to every process; the engine's process decides when a front ends.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     with (
         contextlib.closing(socket.socket(fileno=int(sys.argv[1]))) as sock,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,

@@ -1,24 +1,38 @@
-"""Starts extra front processes, keeps their tables fresh, replaces those that die, and drains them at the end."""
+"""Starts extra front processes, keeps their tables fresh, replaces those that die or hang, and drains them at the end.
+
+Theory of operation. Each front has a keeper, which starts it, waits until its link is gone, makes sure that the process
+is too, and starts over: after a moment, and after longer ones while fronts do not live long. Its figures are kept when
+it goes, so that counters never fall. A front that says nothing for long, or that somebody stopped, is killed: its share
+of the connections to the port would hang with it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import socket
 import subprocess
 import sys
+import time
 
 from penstock.core.errors import Internal
 from penstock.runtime.engine import Engine
 from penstock.runtime.fronts import wire
 from penstock.runtime.fronts.gate import Gate
 from penstock.runtime.options import ServerOptions
+from penstock.runtime.workers import states
 
 log = logging.getLogger("penstock.fronts")
 
 _START_S = 30.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 10.0
+_HEALTHY_S = 10.0  # after a life of so long the next delay is the first again
+_END_S = 1.0  # from the end of the link to the end of the process
+_WATCH_S = 1.0
+_SILENT_LOOKS = 30  # fronts speak four times a second; decoding the largest body keeps one from it for some seconds
+_STOPPED_LOOKS = 2  # one may fall between two signals that continue the engine's process and its fronts
 
 
 class Fronts:
@@ -33,7 +47,14 @@ class Fronts:
         self._count = options.fronts - 1
         self._keepers: list[asyncio.Task[None]] = []
         self._draining: float | None = None
+        self._told = asyncio.Event()  # to drain
+        self._gone = wire.Figures([0] * 6, {}, 0)
         self._published = False
+
+    @property
+    def figures(self) -> list[wire.Figures]:
+        """What each front has counted, and what those counted together that are gone."""
+        return [*(gate.figures for gate in self.gates), self._gone]
 
     async def start(self) -> None:
         """Returns when every extra front listens. Raises: Internal when one cannot be started."""
@@ -53,11 +74,16 @@ class Fronts:
             await asyncio.gather(*(gate.tell() for gate in self.gates))
 
     async def drain(self, grace_s: float) -> None:
-        """Returns when every front has finished what it held, or was cut after `grace_s`."""
+        """Returns when every front has finished what it held, or was cut after `grace_s`, and is gone."""
         self._draining = grace_s
+        self._told.set()
         for gate in self.gates:
             gate.send(wire.Drain(grace_s))
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        if self._keepers:
+            _, late = await asyncio.wait(self._keepers, timeout=grace_s + _END_S)
+            for keeper in late:
+                keeper.cancel()
+            await asyncio.gather(*self._keepers, return_exceptions=True)
 
     def _publish(self) -> None:
         self._published = False
@@ -68,23 +94,29 @@ class Fronts:
     async def _keep(self, started: asyncio.Future[None]) -> None:
         delay_s = _FIRST_DELAY_S
         while self._draining is None:
+            began = time.monotonic()
             try:
                 await self._run_one(started)
-                delay_s = _FIRST_DELAY_S
-            except Internal as error:
+            except (Internal, OSError) as error:  # OSError: no more processes, descriptors or memory
                 if not started.done():
-                    started.set_exception(error)
+                    started.set_exception(Internal(f"an extra front process cannot be started: {error}"))
                     return
                 log.error("front_failed", extra={"error": str(error)})
-                delay_s = min(_LONGEST_DELAY_S, 2 * delay_s)
             if self._draining is None:
                 log.warning("front_replaced", extra={"delay_s": delay_s})
-                await asyncio.sleep(delay_s)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._told.wait(), delay_s)
+            healthy = time.monotonic() - began > _HEALTHY_S + delay_s
+            delay_s = _FIRST_DELAY_S if healthy else min(_LONGEST_DELAY_S, 2 * delay_s)
 
     async def _run_one(self, started: asyncio.Future[None]) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            process = _launch(theirs)
+            try:
+                process = _launch(theirs)
+            except OSError:
+                ours.close()
+                raise
         _, gate = await asyncio.get_running_loop().create_unix_connection(lambda: Gate(self._engine), sock=ours)
         try:
             gate.send(self._setup)
@@ -93,18 +125,34 @@ class Fronts:
                 {gate.started, gate.closed}, timeout=_START_S, return_when=asyncio.FIRST_COMPLETED
             )
             if gate.started not in ready:
-                raise Internal("an extra front process did not start; its standard error says why")
+                raise Internal("it did not start; its standard error says why")
             self.gates.add(gate)
             gate.send(self._engine.table())
             if self._draining is not None:  # it was starting when the others were told
                 gate.send(wire.Drain(self._draining))
             if not started.done():
                 started.set_result(None)
-            await gate.closed
+            await self._watched(gate, process)
         finally:
-            self.gates.discard(gate)
+            if gate in self.gates:
+                self.gates.discard(gate)
+                self._gone = _sum(self._gone, gate.figures)
             gate.close()
-            await asyncio.to_thread(_end, process, (self._draining or 0.0) + 1.0)
+            await asyncio.to_thread(_end, process, _END_S)
+
+    async def _watched(self, gate: Gate, process: subprocess.Popen[bytes]) -> None:
+        """Returns when the front is gone, or was killed because it hangs."""
+        silent = stopped = 0  # looks in a row; counted so, time in which this process was stopped itself is nobody's
+        last = gate.figures
+        while not gate.closed.done():
+            await asyncio.wait({gate.closed}, timeout=_WATCH_S)
+            silent, last = silent + 1 if gate.figures is last else 0, gate.figures
+            stopped = stopped + 1 if silent and states.is_stopped(process.pid) else 0
+            if stopped >= _STOPPED_LOOKS or silent > _SILENT_LOOKS:
+                fields = {"pid": process.pid, "silence_s": silent * _WATCH_S, "stopped": stopped > 0}
+                log.error("front_stuck", extra={**fields, "threads": states.of_threads(process.pid)})
+                process.kill()
+                return
 
 
 def _launch(sock: socket.socket) -> subprocess.Popen[bytes]:
@@ -113,6 +161,20 @@ def _launch(sock: socket.socket) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "penstock.runtime.fronts.main", str(sock.fileno())],
         pass_fds=[sock.fileno()],
         stdin=subprocess.DEVNULL,
+        start_new_session=True,  # ^C in a terminal reaches the engine's process only, which tells its fronts
+    )
+
+
+def _sum(one: wire.Figures, other: wire.Figures) -> wire.Figures:
+    """Both counted together; what was open or under way at `other` is not any more."""
+    refused = dict(one.refused)
+    for reason, count in other.refused.items():
+        refused[reason] = refused.get(reason, 0) + count
+    return wire.Figures(
+        [mine + its for mine, its in zip(one.responses, other.responses, strict=True)],
+        refused,
+        one.open_connections,
+        spans=(one.spans[0] + other.spans[0], one.spans[1] + other.spans[1], one.spans[2] + other.spans[2]),
     )
 
 
