@@ -42,6 +42,7 @@ def serve(
     from penstock.cli.startup import announce
     from penstock.runtime.assemble import Offers, Written, effective
     from penstock.runtime.server import run
+    from penstock.runtime.workers import heap
 
     written = Written(paths or (), server or {}, model or {}, trust or ())
     configuration = effective(written, config)
@@ -52,4 +53,5 @@ def serve(
         )
     options = configuration.server.value
     offered = Offers(written, config, configuration)
+    heap.share_one()
     uvloop.run(run(options, offered, on_ready=lambda status: announce(status, options)))
