@@ -43,11 +43,13 @@ def main(
     seconds: Annotated[float, typer.Option(help="Length that scenarios are multiples of.")] = 6.0,
     work_ms: Annotated[float, typer.Option(help="How long the model takes for a batch.")] = 40.0,
     grpc_share: Annotated[float, typer.Option(help="Share of the load that comes over gRPC.")] = 0.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings here as well.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the findings here, not into bench/results.")
+    ] = None,
 ) -> None:
     """Carries the scenarios out on each server and prints what was found."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # leave no server behind
-    console = Console(width=None if sys.stdout.isatty() else 220)
+    console = Console(width=None if sys.stdout.isatty() else 220, record=True)
     chosen = _scenarios(split(scenario))
     contestants = _contestants(split(only), work_ms / 1e3, console)
     began = time.monotonic()
@@ -69,10 +71,10 @@ def main(
         "findings": [finding.as_dict() for finding in findings],
     }
     RESULTS.mkdir(exist_ok=True)
-    kept = RESULTS / f"fire-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    for path in filter(None, (kept, json_file)):
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False))
-    console.print(f"{time.monotonic() - began:.0f} s in all; {kept}", highlight=False)
+    path = json_file or RESULTS / f"fire-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    console.print(f"{time.monotonic() - began:.0f} s in all; {path}", highlight=False)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    console.save_text(str(path.with_suffix(".txt")))
 
 
 def _one(contestant: Contestant, scenario: Scenario, seconds: float, work_s: float, grpc_share: float) -> Finding:
@@ -81,7 +83,7 @@ def _one(contestant: Contestant, scenario: Scenario, seconds: float, work_s: flo
         contestant.end(at_once=True)
     try:
         contestant.start()
-        contestant.measure(plan_of(scenario, 1.0, seconds, work_s, grpc_share), _CAPACITY_S)
+        contestant.measure(plan_of(scenario, 1.0, seconds, work_s, grpc_share), min(_CAPACITY_S, seconds))
     except (ServerFailed, PenstockError) as error:
         contestant.end(at_once=True)
         return Finding(contestant.name, scenario.name, trouble=f"did not start: {str(error)[:500]}")
