@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from http_calls import Calls, json_of
 from numpy_door import NumpyDoor, numpy_model
 
-from penstock.core.errors import InvalidInput, NotFound, PenstockError
+from penstock.core.errors import InvalidInput, NotFound, PenstockError, TooLarge
+from penstock.core.json_body import read_object
 from penstock.core.messages import NO_DEADLINE
+from penstock.core.protobuf import parse
 from penstock.core.tensor import parse_spec
-from penstock.protocols import GrpcCall, GrpcRequest
+from penstock.protocols import GrpcCall, GrpcInfer, GrpcRequest
 from penstock.protocols.v2_grpc import plug as v2_grpc
 from penstock.protocols.v2_http import plug as v2_http
 from penstock.runtime.options import ModelOptions
@@ -111,3 +114,61 @@ def test_settings_of_a_model_that_nothing_can_hold_are_refused(tmp_path: Path, t
         for options in recognise(str(tmp_path)):
             for declaration in options.inputs.values():
                 parse_spec("x", declaration)
+
+
+SCHEMA = v2_grpc._schema
+INFER = SCHEMA.message("inference.ModelInferRequest")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\x2a\x00" * 200_000,  # inputs
+        b"\x32\x00" * 200_000,  # outputs
+        b"\x22\x00" * 200_000,  # parameters
+        b"\x2a\x90\xa1\x0f" + b"\x22\x00" * 124_999 + b"\x22\x00",  # parameters of one input
+        b"\x0b" + b"\x2a\x00" * 200_000,  # behind the beginning of a group
+    ],
+    ids=["inputs", "outputs", "parameters", "of an input", "group"],
+)  # fmt: skip
+def test_message_of_countless_parts_is_refused_before_it_is_made(bomb: bytes) -> None:
+    with pytest.raises(InvalidInput, match="parts|wire type"):
+        parse(INFER, bomb + bytes([0x0A, 0]) * 40_000)
+
+
+def test_large_messages_of_few_parts_are_read() -> None:
+    message: Any = INFER(model_name="m")
+    tensor = message.inputs.add(name="x", datatype="FP32", shape=[200_000])
+    tensor.contents.fp32_contents.extend([1.5] * 200_000)
+    texts = message.inputs.add(name="t", datatype="BYTES", shape=[150_000])
+    texts.contents.bytes_contents.extend([b"ab"] * 150_000)  # elements are no parts
+    for index in range(1000):
+        message.parameters[f"k{index}"].int64_param = index
+    assert parse(INFER, message.SerializeToString()) == message
+
+
+async def test_shape_of_a_million_axes_is_refused() -> None:
+    message: Any = INFER(model_name="m")
+    message.inputs.add(name="x", datatype="FP32", shape=[1] * 1_000_000)
+    message.raw_input_contents.append(b"\0" * 4)
+    method = next(method for method in v2_grpc.methods() if method.name == "ModelInfer")
+    assert isinstance(method, GrpcInfer)
+    door = NumpyDoor({"m": numpy_model({"x": "f4[n]"}, {"x": "f4[n]"})})
+    with pytest.raises(InvalidInput, match="1000000 axes"):
+        method.decode(GrpcRequest(message.SerializeToString(), {}, NO_DEADLINE, 0.0), door)
+
+
+@pytest.mark.parametrize("kind", [b"[],", b"{},", b'{"a":{}},'])
+def test_json_that_would_fill_the_memory_is_refused_before_it_is_read(kind: bytes) -> None:
+    body = b'{"x":[' + kind * (36_000_000 // len(kind)) + b"0]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="1024 MiB"):
+            read_object(body)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_long_json_of_numbers_is_read() -> None:
+    assert read_object(b'{"x":[' + b"0.5," * 2_500_000 + b"0]}")["x"][-2:] == [0.5, 0]

@@ -12,7 +12,7 @@ from penstock.core.messages import Parameter
 from penstock.core.tensor import NUMPY_OF, Array, element_count, from_wire
 
 # numpy's own limit on axes is 64, and was 32 before numpy 2; models have single digits.
-_MOST_AXES = 32
+MOST_AXES = 32
 
 _FIELD_OF = {
     "BOOL": "bool_contents",
@@ -39,8 +39,6 @@ def raw_array(name: str, datatype: str, shape: tuple[int, ...], data: bytes | me
     """
     if len(data) > most_bytes:
         raise TooLarge(f"input '{name}' has {len(data)} bytes, at most {most_bytes} are allowed")
-    if len(shape) > _MOST_AXES:
-        raise InvalidInput(f"input '{name}' has {len(shape)} axes, at most {_MOST_AXES} are allowed")
     try:
         array = from_wire(data, datatype, shape)
     except InvalidInput as error:
@@ -63,8 +61,6 @@ def typed_array(name: str, datatype: str, shape: tuple[int, ...], contents: Any,
         if datatype in NUMPY_OF:
             raise InvalidInput(f"input '{name}': {datatype} has no typed contents, send it in raw_input_contents")
         raise InvalidInput(f"input '{name}': unknown datatype {datatype!r}; one of {', '.join(NUMPY_OF)}")
-    if len(shape) > _MOST_AXES:
-        raise InvalidInput(f"input '{name}' has {len(shape)} axes, at most {_MOST_AXES} are allowed")
     present = [descriptor.name for descriptor, _ in contents.ListFields()]
     if present not in ([], [field]):
         raise InvalidInput(f"input '{name}': {datatype} values belong in {field}, got {', '.join(present)}")
@@ -80,7 +76,7 @@ def typed_array(name: str, datatype: str, shape: tuple[int, ...], contents: Any,
             array: Array = np.empty(count, dtype=object)
             array[:] = list(values)
         else:
-            array = np.array(list(values), dtype=dtype)
+            array = np.fromiter(values, dtype, count)  # no list of Python numbers between
         return array.reshape(shape)
     except OverflowError:
         raise InvalidInput(f"input '{name}' has a value that {datatype} cannot hold") from None

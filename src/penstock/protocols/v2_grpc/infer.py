@@ -12,7 +12,7 @@ from penstock.core.protobuf import Schema, length_prefix, parse, take_field
 from penstock.core.servable import Signature
 from penstock.core.tensor import Array, TensorSpec, datatype_of, to_wire
 from penstock.protocols import GrpcRequest
-from penstock.protocols.v2_grpc.contents import parameters_in, put_parameter, raw_array, typed_array
+from penstock.protocols.v2_grpc.contents import MOST_AXES, parameters_in, put_parameter, raw_array, typed_array
 
 _RAW_INPUT, _RAW_OUTPUT, _INFER_RESPONSE = 7, 6, 2  # field numbers
 
@@ -197,6 +197,8 @@ def _inputs(message: Any, raw: Any, most_bytes: int) -> dict[str, Array]:
             raise InvalidInput(f"input '{name}' is there twice")
         if tensor.parameters and "shared_memory_region" in tensor.parameters:
             raise Unsupported(f"input '{name}' is in shared memory, which this server does not offer")
+        if len(tensor.shape) > MOST_AXES:  # before a tuple is made of what may be a hundred million numbers
+            raise InvalidInput(f"input '{name}' has {len(tensor.shape)} axes, at most {MOST_AXES} are allowed")
         shape = tuple(tensor.shape)
         if not raw:
             inputs[name] = typed_array(name, tensor.datatype, shape, tensor.contents, most_bytes)
