@@ -154,3 +154,11 @@ def test_an_error_nested_beyond_what_can_be_written_is_still_an_error(said: str)
 def test_metrics_that_are_no_text_are_the_servers_fault() -> None:
     with pytest.raises(Internal, match="no text"):
         calls.metrics().read(Reply(200, {}, b"\xff", True))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["Wed, 21 Oct 99999999999999999999 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00 +99999999999999999999", "1e999", "x"],
+)
+def test_a_time_to_come_back_that_no_calendar_has_is_none(value: str) -> None:
+    assert retry.retry_after_s(value, datetime.now(UTC)) is None
