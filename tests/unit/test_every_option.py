@@ -14,6 +14,7 @@ from penstock.runtime.options import ModelOptions, ServerOptions
 
 TESTS = Path(__file__).parents[1]
 
+SPANS = "integration/test_opentelemetry.py"
 CLI, API = "integration/test_cli.py", "integration/test_api.py"
 SERVER, MODELS = "integration/test_options_of_the_server.py", "integration/test_options_of_models.py"
 
@@ -61,6 +62,9 @@ EFFECTS: dict[type, dict[str, str]] = {
             "integration/test_repository_calls.py::test_code_in_a_load_call_is_refused_unless_accept_code_allows_it"
         ),
         "timing_headers": f"{SERVER}::test_timing_headers_puts_the_split_into_every_answer",
+        "access_log": f"{SPANS}::test_the_access_log_has_a_line_for_every_request",
+        "trace_endpoint": f"{SPANS}::test_a_trace_is_connected_from_the_caller_to_user_code",
+        "trace_sampling": f"{SPANS}::test_callers_decide_and_others_are_sampled",
         "log_format": f"{SERVER}::test_log_format_text_is_no_json",
         "log_level": LOGS,
     },

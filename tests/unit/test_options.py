@@ -33,6 +33,8 @@ def test_defaults_fit_together() -> None:
         ({"api_key": ""}, "api_key is empty"),
         ({"tls_key": "key.pem"}, "tls_key has no effect without tls_cert"),
         ({"tls_cert": "cert.pem"}, "tls_cert needs tls_key"),
+        ({"trace_sampling": 0.5}, "trace_sampling (flag --trace-sampling) has no effect without trace_endpoint"),
+        ({"trace_endpoint": "collector:4318"}, "write it like http://127.0.0.1:4318/v1/traces"),
         ({"tls_client_ca": "ca.pem"}, "tls_client_ca has no effect"),
         ({"grpc": False, "grpc_port": 9}, "grpc_port (flag --grpc-port) has no effect"),
         ({"http_port": 8081}, "both 8081"),

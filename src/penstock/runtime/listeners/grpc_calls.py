@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -12,12 +13,13 @@ import grpc
 from penstock.core.door import Door
 from penstock.core.errors import PenstockError, Unauthenticated
 from penstock.core.messages import NO_DEADLINE
+from penstock.core.trace import TRACEPARENT
 from penstock.protocols import GrpcCall, GrpcInfer, GrpcProtocol, GrpcRequest, GrpcStream
 from penstock.runtime.listeners.grpc_services import health_methods, reflection_methods
 from penstock.runtime.listeners.grpc_status import abort, status_of, unexpected
 from penstock.runtime.listeners.grpc_stream import StreamCall
 from penstock.runtime.listeners.turn import server_timing
-from penstock.runtime.listeners.witness import take_grpc_trace
+from penstock.runtime.listeners.witness import Sight, take_grpc_trace
 
 if TYPE_CHECKING:
     from penstock.runtime.listeners.grpc import GrpcOptions
@@ -75,6 +77,14 @@ class _Calls:
         decode, request_of, submit = method.decode, self._request_of, self._door.submit
         door, always_timed, witness = self._door, self._options.timing_metadata, self._options.witness
 
+        def note(call: GrpcRequest, code: str, sight: Sight | None) -> None:
+            if witness is None:
+                return
+            if sight is None:
+                traced = partial(take_grpc_trace, metadata=call.metadata) if TRACEPARENT in call.metadata else None
+                sight = witness.see_refused("", traced, call.received)
+            witness.grpc(name, call.received, code, sight)
+
         async def infer(data: bytes, context: Context) -> bytes:
             # When the client cancels or its deadline passes, grpc cancels this task. It waits for the door's future
             # itself, with no task between, so the future is cancelled too and the queue drops the request.
@@ -82,27 +92,24 @@ class _Calls:
             sight = None
             try:
                 exchange = decode(call, door)
-                if "traceparent" in call.metadata:
+                if TRACEPARENT in call.metadata:
                     take_grpc_trace(exchange.request, call.metadata)
                 if witness is not None:
                     sight = witness.see(exchange.request)
                 response = await submit(exchange.request)
                 answer = exchange.encode(response)
             except PenstockError as error:
-                if witness is not None:
-                    witness.grpc(name, call.received, status_of(error).name, sight)
+                note(call, status_of(error).name, sight)
                 await abort(context, error)
             except asyncio.CancelledError:
-                if witness is not None:
-                    witness.grpc(name, call.received, "CANCELLED", sight)
+                note(call, "CANCELLED", sight)
                 raise
             except Exception:
-                if witness is not None:
-                    witness.grpc(name, call.received, "INTERNAL", sight)
+                note(call, "INTERNAL", sight)
                 await abort(context, unexpected(method.name))
-            if sight is not None and witness is not None:
+            if sight is not None:
                 sight.response = response
-                witness.grpc(name, call.received, "OK", sight)
+                note(call, "OK", sight)
             if always_timed or call.metadata.get("penstock-timing") == "1":
                 context.set_trailing_metadata((("server-timing", server_timing(response.timings)),))
             return answer

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.core.errors import Cancelled, Internal, InvalidInput, PenstockError
@@ -310,9 +311,14 @@ class Turn:
         self.wire.answered(self)
 
     def _note(self, status: int) -> None:
-        witness, target = self.wire.options.witness, self.target
-        if witness is not None:
-            witness.http(self.http, target.route.pattern if isinstance(target, Found) else "", status, self.sight)
+        witness, target, http = self.wire.options.witness, self.target, self.http
+        if witness is None:
+            return
+        route = target.route if isinstance(target, Found) else None
+        if self.sight is None and route is not None and not isinstance(route, CallRoute):
+            traced = partial(take_http_trace, headers=http.headers) if _TRACEPARENT in http.headers else None
+            self.sight = witness.see_refused(http.match.get("model", ""), traced, http.received)
+        witness.http(http, "" if route is None else route.pattern, status, self.sight)
 
     def _frame(self, data: bytes) -> bytes:
         return data if self.http10 else chunk(data)

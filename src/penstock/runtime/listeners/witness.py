@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from penstock.core import trace
-from penstock.core.messages import Request, Response
+from penstock.core.messages import Request, Response, Timings
 from penstock.protocols import HttpRequest
 from penstock.telemetry.logs import ACCESS
 from penstock.telemetry.spans import Ended, Span, Spans, links
@@ -63,6 +63,13 @@ class Witness:
             if span is not None:
                 request.trace = span.inner
         return Sight(request, span)
+
+    def see_refused(self, model: str, trace_of: Callable[[Request], None] | None, received: float) -> Sight:
+        """The sight of an inference that could not be decoded. `trace_of` gives it what its caller sent."""
+        request = Request(model, {}, timings=Timings(received=received))
+        if trace_of is not None:
+            trace_of(request)
+        return self.see(request)
 
     def http(self, http: HttpRequest, route: str, status: int, sight: Sight | None) -> None:
         """Takes note of an answered HTTP request. `route` is its pattern; 499 is a client that left."""
