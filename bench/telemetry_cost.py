@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from penstock.core.messages import Timings
+from penstock.telemetry import exposition
 from penstock.telemetry.metrics import Metrics
 
 N = 100_000
@@ -60,7 +61,7 @@ def main() -> None:
         for number in range(count):
             metrics.model(f"m{number}", 1).record(timings[0], 1)
         print(f"with {count:4} models: snapshot {best_ns(lambda: (metrics.snapshot(), None)[1], 1) / 1e6:8.2f} ms, "
-              f"render {best_ns(lambda: (metrics.render(), None)[1], 1, 3) / 1e6:8.2f} ms")  # fmt: skip
+              f"render {best_ns(lambda: (exposition.text(metrics.snapshot()), None)[1], 1, 3) / 1e6:8.2f} ms")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from penstock.runtime.batching import policy
 from penstock.telemetry import exposition
 from penstock.telemetry.histogram import quantile
 from penstock.telemetry.metrics import FOLD_REQUESTS, ListenerFigures, Metrics, ModelMetrics, Probes
+from penstock.telemetry.spans import SpanCounts
 from penstock.telemetry.statistics import BATCH_SIZES, RELEASES
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -81,6 +82,7 @@ def test_a_model_has_at_most_60_series_and_the_rest_at_most_200() -> None:
         metrics.model(f"m{number}", 1).probes = Probes(
             workers=lambda: [{"pid": 9, "state": "ready", "restarts": 1, "rss_bytes": 5}] * 40
         )
+    metrics.spans = lambda: SpanCounts(1, 2, 3)
     for kind in ("http", "grpc"):
         metrics.listener(
             kind,
@@ -141,6 +143,17 @@ def test_nothing_is_lost_at_a_fold_and_statistics_agree_with_metrics() -> None:
     assert value(metrics, "penstock_request_seconds_bucket", le="0.001") == 0
     assert value(metrics, "penstock_request_seconds_bucket", le="0.005") == n
     assert value(metrics, "penstock_batch_wait_seconds_count") == 0, "a wait that is not known is not counted"
+
+
+def test_the_rows_of_batches_are_a_histogram() -> None:
+    metrics = Metrics()
+    model = metrics.model("iris", 1)
+    for rows in (1, 1, 2, 4, 5, 64, 65, 1000):
+        model.record_batch(rows, 3, policy.IDLE, 0.0, 0.0, 0.0, 0)
+    counts = {le: value(metrics, "penstock_batch_rows_bucket", le=le) for le in ("1", "4", "16", "64", "+Inf")}
+    assert counts == {"1": 2, "4": 4, "16": 5, "64": 6, "+Inf": 8}
+    assert value(metrics, "penstock_batch_rows_count") == 8
+    assert value(metrics, "penstock_batch_rows_sum") == 1142
 
 
 def test_the_last_inference_is_given_in_wall_clock_milliseconds() -> None:
@@ -229,6 +242,7 @@ def test_what_is_written_is_what_the_table_says() -> None:
     fill(metrics.model("iris", 1))
     metrics.model("iris", 1).probes = Probes(workers=lambda: [{"state": "ready"}])
     metrics.listener("http", lambda: ListenerFigures({"2xx": 1}, {"queue_full": 1}, 2))
+    metrics.spans = lambda: SpanCounts(1, 2, 3)
     families = parsed(metrics)
     table = {row.name: row for row in exposition.TABLE}
     assert set(families) == set(table) | set(exposition.PROCESS_METRICS)

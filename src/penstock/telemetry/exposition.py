@@ -6,15 +6,17 @@ there are. No label holds a process id, a path or anything else that a caller ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from penstock.telemetry.histogram import Histogram
+from penstock.telemetry.histogram import ROW_BOUNDS, Histogram
 from penstock.telemetry.metrics import ListenerFigures, ModelSnapshot, Snapshot
 from penstock.telemetry.statistics import OTHER_OUTCOME, OUTCOME_OF, RELEASES
 
@@ -54,6 +56,7 @@ TABLE = (
         "How long the oldest request of a batch waited until the batch was closed"),
     Row("penstock_rows_total", "counter", "rows", _MODEL, "Rows answered"),
     Row("penstock_pad_rows_total", "counter", "rows", _MODEL, "Rows added to reach an allowed batch size"),
+    Row("penstock_batch_rows", "histogram", "rows", _MODEL, "Rows of a batch, without those added"),
     Row("penstock_batches_total", "counter", "batches", (*_MODEL, "release"), "Batches run, by why they were closed"),
     Row("penstock_requests_in_flight", "gauge", "requests", _MODEL, "Requests accepted and not yet answered"),
     Row("penstock_requests_queued", "gauge", "requests", _MODEL, "Requests waiting for a worker"),
@@ -112,9 +115,7 @@ class _Collector:
     def _add_histogram(self, name: str, labels: tuple[str, ...], histogram: Histogram) -> None:
         family = self._families[name]
         assert isinstance(family, HistogramMetricFamily)
-        bounds = [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"]
-        cumulative = accumulate(histogram.counts.tolist())
-        family.add_metric(labels, list(zip(bounds, cumulative, strict=True)), histogram.sum_ns / 1e9)
+        family.add_metric(labels, _buckets(histogram.bounds, histogram.counts), histogram.sum_ns / 1e9)
 
     def _add_model(self, model: ModelSnapshot) -> None:
         key = (model.name, model.version)
@@ -127,6 +128,9 @@ class _Collector:
         self._add_histogram("penstock_queue_seconds", key, sums.queue)
         self._add_histogram("penstock_compute_seconds", key, sums.compute)
         self._add_histogram("penstock_batch_wait_seconds", key, sums.batch_wait)
+        rows = self._families["penstock_batch_rows"]
+        assert isinstance(rows, HistogramMetricFamily)
+        rows.add_metric(key, _buckets(ROW_BOUNDS, sums.by_rows), sums.batch_rows)
         self._add("penstock_rows_total", key, sums.rows)
         self._add("penstock_pad_rows_total", key, sums.pad_rows)
         for release, count in zip(RELEASES, sums.releases.tolist(), strict=True):
@@ -157,6 +161,11 @@ class _Collector:
         for reason, count in _bounded(figures.refused, REASON_SERIES).items():
             self._add("penstock_refused_total", (kind, reason), count)
         self._add("penstock_connections_open", (kind,), figures.open_connections)
+
+
+def _buckets(bounds: Sequence[float], counts: npt.NDArray[np.int64]) -> list[tuple[str, int]]:
+    texts = [*(f"{bound:g}" for bound in bounds), "+Inf"]
+    return list(zip(texts, accumulate(counts.tolist()), strict=True))
 
 
 def _family(row: Row) -> Metric:

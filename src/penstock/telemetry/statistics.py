@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.core.door import BatchTally, Statistics, Tally
-from penstock.telemetry.histogram import BATCH_WAIT_BOUNDS_S, PART_BOUNDS_S, TOTAL_BOUNDS_S, Histogram
+from penstock.telemetry.histogram import BATCH_WAIT_BOUNDS_S, PART_BOUNDS_S, ROW_BOUNDS, TOTAL_BOUNDS_S, Histogram
 
 # Values of the `outcome` label of failed and refused requests, by the errors' `reason`. Coarser than the reasons, as
 # each is a series of every model; what a listener refuses before any model is asked is counted there by full reason.
@@ -63,6 +63,7 @@ class Sums:
     batch_rows: int = 0
     pad_rows: int = 0
     releases: Ns = field(default_factory=lambda: np.zeros(len(RELEASES), dtype=np.int64))
+    by_rows: Ns = field(default_factory=lambda: np.zeros(len(ROW_BOUNDS) + 1, dtype=np.int64))  # batches, as ROW_BOUNDS
     by_size: dict[int, BatchTally] = field(default_factory=dict)
     by_worker: dict[int, int] = field(default_factory=dict)  # batches
     total: Histogram = field(default_factory=lambda: Histogram(TOTAL_BOUNDS_S))
@@ -88,6 +89,7 @@ class Sums:
         self.batches += len(table)
         self.batch_rows += int(rows.sum())
         self.pad_rows += int(pad_rows.sum())
+        self.by_rows += np.bincount(np.searchsorted(ROW_BOUNDS, rows), minlength=len(ROW_BOUNDS) + 1)
         self.releases += np.bincount(releases, minlength=len(RELEASES))
         waits = columns[7]
         self.batch_wait.add(nanoseconds(waits[~np.isnan(waits)]))
@@ -130,6 +132,7 @@ class Sums:
             self,
             failures={outcome: Tally(tally.count, tally.ns) for outcome, tally in self.failures.items()},
             releases=self.releases.copy(),
+            by_rows=self.by_rows.copy(),
             by_size={},
             by_worker=dict(self.by_worker),
             total=self.total.copy(),
