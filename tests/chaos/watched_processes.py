@@ -59,8 +59,9 @@ def cpu_s(pid: int) -> float:
 
 
 def named_shared_memory() -> set[str]:
-    """The files in /dev/shm and the queues beside them: nothing of ours may ever be there."""
-    return set(_entries("/dev/shm")) | set(_entries("/dev/mqueue"))
+    """Our files in /dev/shm and /dev/mqueue, of which there may never be one: ours are anonymous. Other programs' are
+    theirs."""
+    return {name for folder in ("/dev/shm", "/dev/mqueue") for name in _entries(folder) if "penstock" in name}
 
 
 def _held(pid: int, first: bool) -> Held | None:
