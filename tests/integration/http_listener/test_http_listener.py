@@ -365,6 +365,19 @@ async def test_drain_closes_the_idle_and_answers_those_in_flight() -> None:
         assert await drain == 0
 
 
+async def test_drain_answers_a_request_that_was_on_its_way_over_an_idle_connection() -> None:
+    async with serving() as it:
+        client = await it.connect()
+        await client.ask(get("/health"))
+        drain = asyncio.ensure_future(it.listener.drain(10.0))
+        for _ in range(10):  # all that the drain does at once is done
+            await asyncio.sleep(0)
+        answer = await client.ask(infer([1], id="late"))
+        assert (answer.json["id"], answer.headers["connection"]) == ("late", "close")
+        assert await client.closed() == b""
+        assert await drain == 0
+
+
 async def test_drain_cuts_what_is_not_answered_in_time() -> None:
     async with serving() as it:
         client = await it.connect()

@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl as tls
 from collections.abc import Sequence
+from typing import Final
 
 from penstock.core.door import Door
 from penstock.protocols import HttpProtocol
@@ -17,6 +18,10 @@ from penstock.runtime.listeners.router import Router
 from penstock.runtime.listeners.site import Site
 
 log = logging.getLogger("penstock.http")
+
+# So long after winding down begins, idle connections are kept: a request may be on its way on one, and would be cut
+# with it. Several round trips across a continent, and little beside the time that a process takes to end.
+LAST_REQUESTS_S: Final = 0.25
 
 
 class HttpListener:
@@ -33,6 +38,7 @@ class HttpListener:
         self._site = Site(door, Router(protocols), options or HttpOptions())
         self._server: asyncio.Server | None = None
         self._tick: asyncio.TimerHandle | None = None
+        self._winding_since: float | None = None
 
     @property
     def counters(self) -> HttpCounters:
@@ -60,6 +66,8 @@ class HttpListener:
     def wind_down(self) -> None:
         """From now on each answer that leaves its connection idle closes it; connections are still accepted."""
         self._site.draining = True
+        if self._winding_since is None:
+            self._winding_since = asyncio.get_running_loop().time()
 
     def stop_accepting(self) -> None:
         """Closes the port. Connections that are open stay."""
@@ -68,21 +76,22 @@ class HttpListener:
             self._server = None
 
     async def drain(self, grace_s: float) -> int:
-        """Closes idle connections at once, the others when they are answered or `grace_s` is over.
+        """Closes each connection when it is answered or `grace_s` is over, and those that stay idle after a moment.
 
         Returns the number of connections that had to be cut. The listener is over then.
         """
         self.stop_accepting()
         site = self._site
-        site.draining = True
+        self.wind_down()
         site.empty.clear()
+        now = asyncio.get_running_loop().time
+        give_up = now() + grace_s
         for _ in range(2):  # requests that have arrived are read before "idle" is judged
             await asyncio.sleep(0)
+        await self._emptied(min(give_up, (self._winding_since or 0.0) + LAST_REQUESTS_S) - now())
         for connection in tuple(site.connections):
             connection.wind_down()
-        if site.connections:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(site.empty.wait(), grace_s)
+        await self._emptied(give_up - now())
         left = tuple(site.connections)
         for connection in left:
             connection.cut()
@@ -92,6 +101,12 @@ class HttpListener:
             self._tick.cancel()
             self._tick = None
         return len(left)
+
+    async def _emptied(self, timeout_s: float) -> None:
+        """Returns when no connection is left, or time is up."""
+        if self._site.connections and timeout_s > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._site.empty.wait(), timeout_s)
 
     def _ticking(self) -> None:
         try:
