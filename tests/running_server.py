@@ -55,11 +55,15 @@ def toml(value: object) -> str:
 
 def write_config(path: Path, models: Mapping[str, str | Mapping[str, object]], options: Mapping[str, object]) -> None:
     """Writes penstock.toml: `models` maps a name to a path, or to a table of model options."""
-    lines = ["[server]", 'log_format = "json"', *(f"{key} = {toml(value)}" for key, value in options.items())]
+    lines = ["[server]", 'log_format = "json"', *_lines(options)]
     for name, model in models.items():
         table = {"path": model} if isinstance(model, str) else model
         lines += [f"[models.{json.dumps(name)}]", *(f"{key} = {toml(value)}" for key, value in table.items())]
     path.write_text("\n".join(lines) + "\n")
+
+
+def _lines(options: Mapping[str, object]) -> list[str]:
+    return [f"{key} = {toml(value)}" for key, value in options.items() if value is not None]
 
 
 def start(

@@ -9,8 +9,9 @@ call in flight would keep refusals, cancellations and the queue's view of the lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ from penstock.runtime.listeners.witness import Witness
 if TYPE_CHECKING:
     import grpc
     import grpc.aio
+
+
+_ALL_IPV4 = "0.0.0.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,13 @@ class GrpcListener:
         server = grpc.aio.server(options=_arguments(options), compression=_compression(options.response_compression))
         server.add_generic_rpc_handlers((Methods(self._door, self._protocols, options, self._stopping),))
         try:
-            bound: int = (
-                server.add_insecure_port(address)
-                if credentials is None
-                else server.add_secure_port(address, credentials)
-            )
+            with _ipv4_only(host, port) as port:
+                address = address if host != _ALL_IPV4 else f"{host}:{port}"
+                bound: int = (
+                    server.add_insecure_port(address)
+                    if credentials is None
+                    else server.add_secure_port(address, credentials)
+                )
         except RuntimeError as error:
             raise InvalidInput(f"cannot listen for gRPC on {address}: {error}") from error
         if bound == 0:
@@ -110,6 +116,27 @@ def _check_free(host: str, port: int, *, reuse_port: bool) -> None:
         raise InvalidInput(
             f"cannot listen on grpc_port = {port}: {error.strerror or error}; another port is free with 0"
         ) from error
+
+
+@contextlib.contextmanager
+def _ipv4_only(host: str, port: int) -> Iterator[int]:
+    """While this is open, grpc takes `0.0.0.0` for what it says; gives the port to bind, a free one for 0.
+
+    By itself grpc reads it as "everything" and listens on IPv6 too, where a firewall may not expect anybody. It falls
+    back to IPv4 when the port is taken on IPv6, so it is.
+    """
+    if host != _ALL_IPV4 or not socket.has_ipv6:
+        yield port
+        return
+    if port == 0:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
+    with socket.socket(socket.AF_INET6) as holder:
+        with contextlib.suppress(OSError):  # no IPv6 here, or somebody has that port: then grpc cannot have it either
+            holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            holder.bind(("::", port))
+        yield port
 
 
 def _arguments(options: GrpcOptions) -> list[tuple[str, int]]:
