@@ -107,6 +107,9 @@ class NumpyDoor:
     def model_ready(self, model: str, version: str = "") -> bool:
         return model in FUNCTIONS
 
+    def next_change(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
     def models(self) -> list[str]:
         return sorted(FUNCTIONS)
 

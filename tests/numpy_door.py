@@ -62,6 +62,7 @@ class NumpyDoor:
         self.loads: list[tuple[str, Mapping[str, object] | None, Mapping[str, bytes] | None]] = []
         self.trace: dict[str, object] = {"trace_level": ["OFF"], "trace_rate": "1000"}
         self.logging: dict[str, Parameter] = {"log_info": True, "log_verbose_level": 0, "log_format": "default"}
+        self._change: asyncio.Future[None] | None = None
         for name, model in self.served.items():
             model.statistics.name = name
 
@@ -123,6 +124,17 @@ class NumpyDoor:
         except NotReady:
             return False
         return True
+
+    def next_change(self) -> asyncio.Future[None]:
+        if self._change is None or self._change.done():
+            self._change = asyncio.get_running_loop().create_future()
+        return self._change
+
+    def become(self, model: str, *, ready: bool) -> None:
+        """A change of the model's readiness, from any thread."""
+        self.served[model].ready = ready
+        if (change := self._change) is not None:
+            change.get_loop().call_soon_threadsafe(lambda: change.done() or change.set_result(None))
 
     def models(self) -> list[str]:
         return sorted(name for name, model in self.served.items() if model.ready)

@@ -143,7 +143,7 @@ class Serving:
 
 
 def serving(options: GrpcOptions | None = None, door: Callable[[], NumpyDoor] | None = None) -> Serving:
-    return Serving(options or GrpcOptions(health_poll_s=0.01), door or (lambda: NumpyDoor(models())))
+    return Serving(options or GrpcOptions(), door or (lambda: NumpyDoor(models())))
 
 
 @pytest.fixture
@@ -589,9 +589,9 @@ def test_health_watch_tells_every_change_and_the_end(served: Serving) -> None:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="double"), timeout=SECONDS)
         assert status_name(next(watch).status) == "SERVING"
-        served.door.served["double"].ready = False
+        served.door.become("double", ready=False)
         assert status_name(next(watch).status) == "NOT_SERVING"
-        served.door.served["double"].ready = True
+        served.door.become("double", ready=True)
         assert status_name(next(watch).status) == "SERVING"
         unknown = health.Watch(health_pb2.HealthCheckRequest(service="nobody"), timeout=SECONDS)
         assert status_name(next(unknown).status) == "SERVICE_UNKNOWN"

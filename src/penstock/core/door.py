@@ -119,6 +119,11 @@ class Door(Protocol):
         """Raises: NotFound."""
         ...
 
+    def next_change(self) -> asyncio.Future[None]:
+        """Done at the next change of what `ready` and `model_ready` say (perhaps without one). Shared: wait for it
+        without cancelling it."""
+        ...
+
     def models(self) -> list[str]:
         """Names of models with a ready version, sorted."""
         ...

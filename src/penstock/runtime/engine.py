@@ -53,6 +53,7 @@ class Engine:
         self._metrics = metrics
         self._set_logging = set_logging
         self._inference = Inference()
+        self._change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # --- inference ---
 
@@ -98,6 +99,18 @@ class Engine:
         except NotReady:
             return False
         return not self.stopping
+
+    def next_change(self) -> asyncio.Future[None]:
+        """See `core.door.Door.next_change`."""
+        return self._change
+
+    def note_change(self) -> None:
+        """To be called when a version came or went, or the server begins to stop."""
+        self._tracing.keep(self._manager.known())
+        self._use_tracing()
+        change, self._change = self._change, asyncio.get_running_loop().create_future()
+        if not change.done():
+            change.set_result(None)
 
     def models(self) -> list[str]:
         """Names of models with a ready version, sorted."""
@@ -164,9 +177,12 @@ class Engine:
         if model and model not in self._manager.known():
             raise NotFound(f"no model '{model}'")
         settings = self._tracing.settings(model, update)
-        self._inference.trace = self._tracing.trace if self._tracing.active else None
+        self._use_tracing()
         self.on_tracing()
         return settings
+
+    def _use_tracing(self) -> None:
+        self._inference.trace = self._tracing.trace if self._tracing.active else None
 
     async def log_settings(self, update: Mapping[str, Parameter] | None = None) -> Mapping[str, Parameter]:
         """The settings in force, after the update. Raises: InvalidInput."""

@@ -127,7 +127,13 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
         grpc = GrpcListener(engine, grpc_protocols(), grpc_options(server, keys, witness)) if server.grpc else None
         grpc_port = await grpc.start(server.host, server.grpc_port) if grpc else None
         fronts = Fronts(engine, server, keys, http_port, grpc_port)
-        manager.on_change = engine.on_tracing = fronts.publish
+        engine.on_tracing = fronts.publish
+
+        def changed() -> None:
+            engine.note_change()
+            fronts.publish()
+
+        manager.on_change = changed
         engine.before_reading = fronts.tell
         metrics.listener("http", lambda: _http_figures(http, fronts))
         if recorded is not None:
@@ -143,7 +149,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
         await loading
         await fronts.start()
         manager.started = True
-        fronts.publish()
+        changed()
         _settle_garbage()
         yield _status(engine, server, http_port, grpc_port, tls is not None)
 
@@ -152,6 +158,7 @@ async def _drain(
     engine: Engine, server: ServerOptions, http: HttpListener, grpc: GrpcListener | None, fronts: Fronts
 ) -> None:
     engine.stopping = True
+    engine.note_change()
     fronts.publish()
     http.wind_down()
     if engine.started:

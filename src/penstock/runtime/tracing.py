@@ -8,7 +8,7 @@ paid per request while every level is OFF.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from penstock.core.errors import InvalidInput
 from penstock.core.messages import Request, Response
@@ -50,12 +50,17 @@ class Tracing:
                         own[name] = _DEFAULTS[name]
                 else:
                     own[name] = value
-            self.active = any(
-                level != ["OFF"] for own in self._settings.values() if (level := own.get("trace_level")) is not None
-            )
+            self._find_active()
             for counts in (self._seen, self._left):  # every model counts anew when the global settings change
                 counts.pop(model, None) if model else counts.clear()
         return {**self._settings[""], **self._settings.get(model, {})}
+
+    def keep(self, models: Collection[str]) -> None:
+        """Drops what was set for, and counted of, models that are gone."""
+        for held in (self._settings, self._seen, self._left):
+            for model in [model for model in held if model and model not in models]:
+                del held[model]
+        self._find_active()
 
     def trace(self, request: Request, response: Response) -> None:
         """Logs the request when it is its turn to be sampled."""
@@ -75,6 +80,7 @@ class Tracing:
             "model": model,
             "version": response.version,
             "request_id": request.id,
+            **({"trace_id": request.trace.trace_id} if request.trace is not None else {}),
             **{
                 f"{name}_ns": int(getattr(timings, name) * 1e9)
                 for name in ("received", "submitted", "dispatched", "finished")
@@ -89,6 +95,10 @@ class Tracing:
             }
         log.info("trace", extra=fields)
 
+    def _find_active(self) -> None:
+        levels = [own["trace_level"] for own in self._settings.values() if "trace_level" in own]
+        self.active = any(level != ["OFF"] for level in levels)
+
 
 def _check(name: str, value: object) -> object:
     if name not in _DEFAULTS:
@@ -97,6 +107,10 @@ def _check(name: str, value: object) -> object:
         return None
     if name == "trace_file":
         raise InvalidInput("trace_file cannot be set by a request: traces go to the server's log")
+    if name == "log_frequency":
+        if str(value[0] if isinstance(value, list | tuple) and value else value) == "0":
+            return "0"
+        raise InvalidInput("log_frequency is of trace files; traces go to the server's log, a line at a time: only 0")
     if name == "trace_level":
         levels = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
         if not levels or any(level not in _LEVELS for level in levels):

@@ -41,6 +41,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         self.copies = Copies(self.send)
         self._inference = Inference()
         self._next_id = 0
+        self._change: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._streams: dict[int, asyncio.Queue[Response | PenstockError | None]] = {}
 
@@ -75,6 +76,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         elif isinstance(message, wire.Table):
             self._table = message
             self.copies.follow(message)
+            self._note_change()
             if message.stopping:
                 self.on_stopping()
         elif isinstance(message, wire.Tell):
@@ -92,6 +94,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         for queue in self._streams.values():
             queue.put_nowait(lost)
         super().connection_lost(exc)
+        self._note_change()
 
     def _settle(self, id: int, result: object) -> None:
         future = self._waiting.pop(id, None)
@@ -203,6 +206,15 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         except NotReady:
             return False
         return not self._table.stopping
+
+    def next_change(self) -> asyncio.Future[None]:
+        """See `core.door.Door.next_change`."""
+        return self._change
+
+    def _note_change(self) -> None:
+        change, self._change = self._change, self._loop.create_future()
+        if not change.done():
+            change.set_result(None)
 
     def models(self) -> list[str]:
         """Names of models with a ready version, sorted."""

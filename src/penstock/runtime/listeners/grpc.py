@@ -43,7 +43,6 @@ class GrpcOptions:
     response_compression: str = "none"  # or "deflate" or "gzip"; requests may always be compressed
     timing_metadata: bool = False  # trailing `server-timing` on unary inference
     max_stream_in_flight: int = 256  # requests of one stream that are worked on; more are not read
-    health_poll_s: float = 0.25  # how long a health watcher may see an old status
     witness: Witness | None = None  # notes requests in spans or the access log; None: neither is on
     reuse_port: bool = False  # several listeners share one port
     limits: Limits = field(default_factory=Limits)

@@ -37,7 +37,7 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no type
         self._authorise = options.authorise
         services = [protocol.service for protocol in protocols]
         files = [file for protocol in protocols for file in protocol.file_descriptors()]
-        self._public = health_methods(door, services, options.health_poll_s, stopping)
+        self._public = health_methods(door, services, stopping)
         self._handlers = reflection_methods(services, files, stopping)
         calls = _Calls(door, options, stopping)
         for protocol in protocols:

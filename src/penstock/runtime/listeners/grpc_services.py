@@ -24,12 +24,12 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 Handlers = dict[str, grpc.RpcMethodHandler]
 
 
-def health_methods(door: Door, services: Sequence[str], poll_s: float, stopping: asyncio.Event) -> Handlers:
+def health_methods(door: Door, services: Sequence[str], stopping: asyncio.Event) -> Handlers:
     """Check and Watch. "" and a service's name stand for the server, any other name for the model called so.
 
     Source: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
     """
-    health = _Health(door, services, poll_s, stopping)
+    health = _Health(door, services, stopping)
     read, write = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
     return {
         f"/{_HEALTH}/Check": grpc.unary_unary_rpc_method_handler(health.check, read, write),
@@ -38,10 +38,9 @@ def health_methods(door: Door, services: Sequence[str], poll_s: float, stopping:
 
 
 class _Health:
-    def __init__(self, door: Door, services: Sequence[str], poll_s: float, stopping: asyncio.Event) -> None:
+    def __init__(self, door: Door, services: Sequence[str], stopping: asyncio.Event) -> None:
         self._door = door
         self._server_names = frozenset(("", _HEALTH, *services))
-        self._poll_s = poll_s
         self._stopping = stopping
 
     async def check(self, request: Any, context: Any) -> Any:
@@ -51,21 +50,22 @@ class _Health:
             await abort(context, error)
 
     async def watch(self, request: Any, context: Any) -> None:
-        """Sends the status now and at every change. The door tells its state but not its changes, hence the poll."""
+        """Sends the status now and at every change."""
+        stopping = asyncio.ensure_future(self._stopping.wait())
         sent = None
-        while True:
-            stopping = self._stopping.is_set()
-            status = self._watched(request.service)
-            if status != sent:
-                await context.write(health_pb2.HealthCheckResponse(status=status))
-                sent = status
-            if stopping:
-                return
-            try:
-                async with asyncio.timeout(self._poll_s):
-                    await self._stopping.wait()
-            except TimeoutError:
-                pass
+        try:
+            while True:
+                change = self._door.next_change()  # asked for first: none can be missed between
+                status = self._watched(request.service)
+                if status != sent:
+                    await context.write(health_pb2.HealthCheckResponse(status=status))
+                    sent = status
+                if self._stopping.is_set():
+                    return
+                either: set[asyncio.Future[Any]] = {change, stopping}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
 
     def _watched(self, service: str) -> int:
         try:

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from running_server import ServerFactory
+
+import penstock
+
+CODE = """
+import penstock
+
+@penstock.model(inputs={"x": "f4[n]"}, outputs={"y": "f4[n]"})
+def one(x):
+    return {"y": x}
+"""
+KINDS = health_pb2.HealthCheckResponse
+
+
+@pytest.mark.parametrize("fronts", [1, 2])
+def test_a_watcher_hears_of_loads_unloads_and_the_end(server: ServerFactory, tmp_path: Path, fronts: int) -> None:
+    (tmp_path / "one.py").write_text(CODE)
+    model = {"path": f"{tmp_path / 'one.py'}:one", "workers": 1, "warm_up": False}
+    running = server({"one": model}, model_control="explicit", load_models=["one"], fronts=fronts)
+    with grpc.insecure_channel(running.grpc) as channel, penstock.Client(running.http) as client:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="one"), timeout=60)
+        whole = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watch).status == next(whole).status == KINDS.SERVING
+        client.unload("one")
+        gone = next(watch).status
+        assert gone in (KINDS.NOT_SERVING, KINDS.SERVICE_UNKNOWN)
+        client.load("one")
+        heard = [gone]
+        while heard[-1] != KINDS.SERVING:
+            heard.append(next(watch).status)
+        running.process.terminate()
+        assert [item.status for item in watch] == [KINDS.NOT_SERVING]
+        assert [item.status for item in whole][-1] == KINDS.NOT_SERVING
