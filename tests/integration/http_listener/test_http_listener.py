@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 
 import orjson
 import pytest
@@ -344,6 +345,19 @@ async def test_stop_accepting_refuses_new_connections_and_keeps_the_open_ones() 
         with pytest.raises(ConnectionError):
             await it.connect()
         assert (await client.ask(get("/health"))).status == 200
+
+
+async def test_a_connection_that_nobody_has_accepted_yet_is_answered_when_the_port_closes() -> None:
+    async with serving() as it:
+        with socket.create_connection(("127.0.0.1", it.port)) as one:  # blocks the loop, which can accept nothing
+            one.sendall(infer([1], id="last"))
+            it.listener.stop_accepting()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", it.port))
+            assert await it.listener.drain(10.0) == 0
+            one.settimeout(5.0)
+            answer = one.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 200") and b'"last"' in answer
 
 
 async def test_drain_closes_the_idle_and_answers_those_in_flight() -> None:

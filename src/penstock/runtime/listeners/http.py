@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl as tls
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ class HttpListener:
         self._server: asyncio.Server | None = None
         self._tick: asyncio.TimerHandle | None = None
         self._winding_since: float | None = None
+        self._ssl: tls.SSLContext | None = None
+        self._late: set[asyncio.Task[None]] = set()  # connections that came just before the port was closed
 
     @property
     def counters(self) -> HttpCounters:
@@ -56,8 +59,9 @@ class HttpListener:
         if port == 0:  # a name with several addresses would get another port for each: take its first
             infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             host = str(infos[0][4][0])
+        self._ssl = ssl
         self._server = await loop.create_server(
-            lambda: Connection(self._site), host, port, ssl=ssl, backlog=options.backlog, reuse_port=reuse_port or None,
+            self._connection, host, port, ssl=ssl, backlog=options.backlog, reuse_port=reuse_port or None,
             ssl_handshake_timeout=options.header_timeout_s if ssl else None,
         )  # fmt: skip
         self._ticking()
@@ -70,8 +74,13 @@ class HttpListener:
             self._winding_since = asyncio.get_running_loop().time()
 
     def stop_accepting(self) -> None:
-        """Closes the port. Connections that are open stay."""
+        """Closes the port. Connections that are open stay, and so do those that the system has open already."""
         if self._server is not None:
+            for number in [each.fileno() for each in self._server.sockets]:
+                for accepted in _waiting(number, self._site.options.backlog):
+                    task = asyncio.ensure_future(self._take(accepted))
+                    self._late.add(task)
+                    task.add_done_callback(self._late.discard)
             self._server.close()
             self._server = None
 
@@ -86,12 +95,16 @@ class HttpListener:
         site.empty.clear()
         now = asyncio.get_running_loop().time
         give_up = now() + grace_s
+        if self._late:
+            await asyncio.wait(self._late, timeout=grace_s)
         for _ in range(2):  # requests that have arrived are read before "idle" is judged
             await asyncio.sleep(0)
         await self._emptied(min(give_up, (self._winding_since or 0.0) + LAST_REQUESTS_S) - now())
         for connection in tuple(site.connections):
             connection.wind_down()
         await self._emptied(give_up - now())
+        for task in tuple(self._late):
+            task.cancel()
         left = tuple(site.connections)
         for connection in left:
             connection.cut()
@@ -101,6 +114,18 @@ class HttpListener:
             self._tick.cancel()
             self._tick = None
         return len(left)
+
+    def _connection(self) -> Connection:
+        return Connection(self._site)
+
+    async def _take(self, accepted: socket.socket) -> None:
+        timeout_s = self._site.options.header_timeout_s if self._ssl else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._connection, accepted, ssl=self._ssl, ssl_handshake_timeout=timeout_s
+            )
+        except OSError:  # the client is gone, or its handshake failed
+            accepted.close()
 
     async def _emptied(self, timeout_s: float) -> None:
         """Returns when no connection is left, or time is up."""
@@ -114,3 +139,16 @@ class HttpListener:
         except Exception:
             log.exception("the listener's tick failed")
         self._tick = asyncio.get_running_loop().call_later(self._site.options.tick_s, self._ticking)
+
+
+def _waiting(number: int, most: int) -> list[socket.socket]:
+    """Connections that clients have, and nobody has accepted yet: closing the port would reset them."""
+    found = []
+    with socket.socket(fileno=os.dup(number)) as listening:
+        listening.setblocking(False)
+        with contextlib.suppress(OSError):
+            for _ in range(most):
+                accepted, _ = listening.accept()
+                accepted.setblocking(False)
+                found.append(accepted)
+    return found
