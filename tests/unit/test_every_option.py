@@ -84,6 +84,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "max_queue": "integration/test_serving.py::test_full_queue_refuses_at_once_and_says_when_to_come_back",
         "timeout_s": f"{MODELS}::test_timeout_s_is_the_deadline_of_requests_that_bring_none",
         "hang_s": "integration/test_serving.py::test_stuck_worker_is_found_and_replaced",
+        "max_memory_bytes": "chaos/test_memory_limit.py::test_worker_that_wants_more_memory_than_its_limit_ends_alone",
         "load_timeout_s": f"{MODELS}::test_a_load_that_takes_longer_than_load_timeout_s_ends",
         "versions": VERSIONS,
         "labels": VERSIONS,

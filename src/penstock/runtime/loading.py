@@ -193,7 +193,10 @@ class _Loading:
         self._on_change()
 
     def _spec(self, worker: int) -> LoadSpec:
-        return LoadSpec(adapter=self._loaded.adapter, path=str(self._loaded.path), context=self._context(worker))
+        return LoadSpec(
+            adapter=self._loaded.adapter, path=str(self._loaded.path), context=self._context(worker),
+            memory_bytes=self._options.max_memory_bytes,
+        )  # fmt: skip
 
     def _context(self, worker: int) -> LoadContext:
         device: Device = deal(self._devices, worker)
@@ -269,6 +272,7 @@ class _Loading:
     def _may_inline(self) -> bool:
         return (
             self._options.executor != "process"
+            and self._options.max_memory_bytes is None
             and self._adapter.inline_safe
             and all(device.name == "cpu" for device in self._devices)
             and (self._options.executor == "inline" or size_bytes(self._loaded.path) <= INLINE_SIZE_BYTES)

@@ -102,6 +102,10 @@ class ModelOptions:
     hang_s: float = option(
         10.0, "Silence of a worker, or time beyond its batch's deadline, until it is replaced.", unit="s", minimum=0.1
     )
+    max_memory_bytes: int | None = option(
+        None, "Memory that one worker may hold; one that wants more is ended, and replaced.",
+        unit="bytes", minimum=1,
+    )  # fmt: skip
     versions: str = option("latest:1", "Versions to serve: `latest:N`, `all`, or numbers `3,4`.")
     keep_previous_s: float = option(
         60.0, "Time a version stays loaded after a switch to another, so that going back takes no load.",
@@ -203,7 +207,7 @@ def _model_faults(model: Resolved[ModelOptions]) -> Iterator[str]:
                 yield f"{name} ({origin[name]}) has no effect with batch = false ({origin['batch']})"
     yield from _batch_faults(options, given("max_batch_size"))
     if options.executor == "inline":
-        for name in ("workers", "hang_s"):
+        for name in ("workers", "hang_s", "max_memory_bytes"):
             if given(name):
                 yield f"{name} ({origin[name]}) has no effect with executor = 'inline' ({origin['executor']})"
         if any(device != "cpu" for device in options.devices):

@@ -12,22 +12,30 @@ def available_cores(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path
     A quota of 1.5 processors counts as 1: more threads than the quota would be stopped in every period.
     """
     cores = len(os.sched_getaffinity(0))
-    for folder in _folders(root, membership, "cpu"):
+    for folder in folders(root, membership, "cpu"):
         quota = _quota(folder)
         if quota is not None:
             cores = min(cores, int(quota))
     return max(1, cores)
 
 
-def oom_kills(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """How many processes of this group the kernel has killed for memory so far; 0 where it does not say."""
-    for folder in _folders(root, membership, "memory"):
-        for name in ("memory.events", "memory.oom_control"):
-            for line in _read(folder / name).splitlines():
-                key, _, value = line.partition(" ")
-                if key == "oom_kill" and value.strip().isdigit():
-                    return int(value)
-    return 0
+def oom_kills(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """How many processes of this group the kernel has killed for memory so far; None where it does not say."""
+    for folder in folders(root, membership, "memory"):
+        kills = kills_of(folder)
+        if kills is not None:
+            return kills
+    return None
+
+
+def kills_of(folder: Path) -> int | None:
+    """How many processes of one group the kernel has killed for memory so far; None where it does not say."""
+    for name in ("memory.events", "memory.oom_control"):
+        for line in _read(folder / name).splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill" and value.strip().isdigit():
+                return int(value)
+    return None
 
 
 def _quota(folder: Path) -> float | None:
@@ -41,7 +49,7 @@ def _quota(folder: Path) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-def _folders(root: Path, membership: Path, controller: str) -> list[Path]:
+def folders(root: Path, membership: Path, controller: str) -> list[Path]:
     """The folders of this process's group and of those above it, the innermost first."""
     folders: list[Path] = []
     for line in _read(membership).splitlines():

@@ -9,6 +9,7 @@ dies while user code runs. Signals of a terminal or a service manager are the fr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import inspect
@@ -40,11 +41,14 @@ WINDOW = 4  # items of a stream that may be under way to a reader who has not ta
 _PR_SET_PDEATHSIG = 1
 _ADAPTERS = "penstock.runtime.adapters"
 _END = object()
+# Thousandths of all memory that this process seems to hold beyond what it does. Source: proc_pid_oom_score_adj(5).
+_OOM_SCORE, _MOST_OOM_SCORE = 500, 1000
 
 
 def main(doorbell: int, pulse: int, parent: int) -> None:
     """Runs the worker, and ends the process. The arguments are inherited descriptors and the front's process id."""
     _die_with(parent)
+    _offer_to_the_kernel()
     # Handlers instead of SIG_IGN: what user code starts gets the default back.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
@@ -268,6 +272,13 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
+
+
+def _offer_to_the_kernel() -> None:
+    """Has the kernel, when memory runs out, take this process before the server: it can be replaced."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
+        now = int(file.read())
+        file.write(str(min(_MOST_OOM_SCORE, now + _OOM_SCORE)))
 
 
 def _beat(pulse: Pulse, doorbell: int, heartbeat_s: float) -> None:

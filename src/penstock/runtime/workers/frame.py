@@ -47,6 +47,7 @@ class LoadSpec(msgspec.Struct, frozen=True):
     context: LoadContext
     env: dict[str, str] = {}  # added to the child's environment
     heartbeat_s: float = 0.25
+    memory_bytes: int | None = None  # what the process may hold
 
 
 class TensorHead(msgspec.Struct, frozen=True, array_like=True, gc=False):

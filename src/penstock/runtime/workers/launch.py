@@ -78,7 +78,7 @@ def _environment(spec: LoadSpec) -> dict[str, str]:
     return env
 
 
-def cause_of(code: int | None, *, out_of_memory: bool) -> str:
+def cause_of(code: int | None) -> str:
     """Why a process ended, for people. `code` as subprocess has it: negative is a signal."""
     if code is None:
         return "it cannot be reached"
@@ -88,7 +88,5 @@ def cause_of(code: int | None, *, out_of_memory: bool) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = ""
-    if -code == signal.SIGKILL:
-        hint = " (by the kernel: memory limit)" if out_of_memory else " (by someone, or by the kernel for memory)"
+    hint = " (by someone, or by the kernel for memory)" if -code == signal.SIGKILL else ""
     return f"it was killed by {name}{hint}"

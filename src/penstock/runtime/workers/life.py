@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 
 from penstock.runtime.workers import states
-from penstock.runtime.workers.cgroup import oom_kills
 from penstock.runtime.workers.frame import LoadSpec
+from penstock.runtime.workers.guard import Guard
 from penstock.runtime.workers.launch import cause_of, launch
 from penstock.runtime.workers.relay import Relay
 
@@ -37,8 +37,12 @@ class Life:
         """Launches the process; `doorbell` is the caller's from then on. Raises: OSError."""
         self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self._oom_kills = oom_kills()
-        launched = launch(spec, python)
+        self._guard = Guard(spec.memory_bytes, self.kill)
+        try:
+            launched = launch(spec, python)
+        except BaseException:
+            self._guard.close()
+            raise
         self._process = launched.process
         self._pulse = launched.pulse
         self._pidfd = launched.pidfd
@@ -61,6 +65,7 @@ class Life:
         ]
         for relay in self._relays:
             self._loop.add_reader(relay.fd, self._relay, relay)
+        self._guard.watch(self.pid, self.fields)
         if self._pidfd is not None:
             self._loop.add_reader(self._pidfd, self._dead)
         else:
@@ -79,6 +84,7 @@ class Life:
         """How long the process has not been seen to run, in time that this front was looking."""
         if not self.alive:
             return 0.0
+        self._guard.look()
         beats = self._pulse.beats
         if beats != self._beats:
             self._beats, self._silent_s = beats, 0.0
@@ -137,9 +143,9 @@ class Life:
             os.killpg(self.pid, signal.SIGKILL)
         self.exit_code = self._process.wait()
         self.alive = False
-        self.cause = self._killed_because or cause_of(
-            self.exit_code, out_of_memory=oom_kills() > self._oom_kills
-        )  # fmt: skip
+        for_memory = self._guard.verdict() if self.exit_code == -signal.SIGKILL else ""
+        self.cause = self._killed_because or for_memory or cause_of(self.exit_code)
+        self._guard.close()
         if self._timer is not None:
             self._timer.cancel()
         for relay in self._relays:
