@@ -81,6 +81,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "max_batch_size": JOINED,
         "batch_delay_s": f"{MODELS}::test_batch_delay_s_makes_a_free_worker_wait_for_more",
         "batch_sizes": f"{MODELS}::test_batch_sizes_pad_a_batch_and_the_padding_is_not_answered",
+        "shed": "chaos/test_overload.py::test_shed_false_fills_the_whole_queue_instead",
         "max_queue": "integration/test_serving.py::test_full_queue_refuses_at_once_and_says_when_to_come_back",
         "timeout_s": f"{MODELS}::test_timeout_s_is_the_deadline_of_requests_that_bring_none",
         "hang_s": "integration/test_serving.py::test_stuck_worker_is_found_and_replaced",

@@ -88,7 +88,7 @@ class Inference:
         waiting: deque[asyncio.Future[Response]] = deque()
         answers: list[Response] = []
         batcher = version.batcher
-        batcher.retain()
+        batcher.retain(request)
         try:
             for start in range(0, rows, most):
                 if len(waiting) == _PIECES_AT_ONCE:

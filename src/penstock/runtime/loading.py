@@ -265,6 +265,7 @@ class _Loading:
             max_queue=options.max_queue,
             recorder=loaded.metrics,
             occupancy=self._occupancy,
+            shed=options.shed,
         )
 
     # --- inline ---
@@ -321,6 +322,7 @@ class _Loading:
             loaded.batcher.limits,
             loaded.batcher.joinable,
             self._options.max_queue,
+            self._options.shed,
             self._options.timeout_s,
         )
         loaded.use_current_executors()

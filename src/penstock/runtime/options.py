@@ -97,6 +97,9 @@ class ModelOptions:
         (), "Allowed batch sizes, ascending; batches are padded up to one.", unit="rows", minimum=1
     )
     max_queue: int = option(2048, "Most requests waiting; more are refused.", unit="requests", minimum=0)
+    shed: bool = option(
+        True, "Under lasting overload keep the queue short and refuse the rest at once, instead of filling `max_queue`."
+    )  # fmt: skip
     timeout_s: float = option(60.0, "Deadline of requests that bring none.", unit="s", minimum=0.001)
     load_timeout_s: float = option(300.0, "Time to load and warm a version.", unit="s", minimum=0.1)
     hang_s: float = option(

@@ -37,6 +37,7 @@ class InlineCopy:
     limits: BatchLimits
     joinable: bool
     max_queue: int
+    shed: bool
     timeout_s: float
 
 

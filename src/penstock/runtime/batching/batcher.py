@@ -24,19 +24,19 @@ from penstock.core.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidInput,
-    Overloaded,
     PenstockError,
     ServableError,
     WorkerLost,
 )
 from penstock.core.messages import Request, Response
 from penstock.core.servable import Tensors
-from penstock.core.trace import RequestTrace
 from penstock.runtime.batching import collate, policy
+from penstock.runtime.batching.admission import Admission
 from penstock.runtime.batching.ledger import Occupancy, Recorder
 from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.batching.quarantine import FREE, REFUSED, Quarantine
 from penstock.runtime.batching.queue import Lanes, Waiting
+from penstock.runtime.batching.running import Running, traces_of
 from penstock.runtime.workers import Batch, BatchResult, Executor
 from penstock.runtime.workers.inline import InlineExecutor
 
@@ -49,47 +49,29 @@ SWEEP_S = 0.02
 MOST_RETURNS = 3
 
 
-class _Running:
-    """A batch that a process executor holds."""
-
-    __slots__ = ("batch", "dispatched", "entries", "joined", "release", "worker")
-
-    def __init__(
-        self, entries: list[Waiting], batch: Batch, release: str, dispatched: float, worker: int, joined: bool
-    ) -> None:
-        self.entries = entries
-        self.batch = batch
-        self.release = release
-        self.dispatched = dispatched
-        self.worker = worker
-        self.joined = joined
-
-
 class Batcher:
     """The queue of one loaded version and the executors behind it. All methods run on the loop's thread."""
 
     def __init__(
         self, model: str, version: str, limits: BatchLimits, *, joinable: bool, max_queue: int, recorder: Recorder,
-        occupancy: Occupancy | None = None,
+        occupancy: Occupancy | None = None, shed: bool = True,
     ) -> None:  # fmt: skip
         self.model = model
         self.version = version
         self.limits = limits
         self.joinable = joinable  # axis 0 is the batch, and joining is allowed
-        self.max_queue = max_queue
         self.in_flight = 0  # accepted and not yet answered, the queued included
         self.on_idle: Callable[[], None] | None = None  # called whenever in_flight falls to 0
         self._executors: list[Executor | InlineExecutor] = []
-        self._slots = 0  # batches that all executors together hold at once
         self.recorder = recorder
         self._occupancy = occupancy or Occupancy()
         self._lanes = Lanes()
+        self._admission = Admission(model, self._lanes, limits, max_queue, joinable=joinable, shed=shed)
         self._loop = asyncio.get_running_loop()
         self._pumping = False
-        self._running: set[_Running] = set()
+        self._running: set[Running] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._delay: asyncio.TimerHandle | None = None
-        self._row_s = 0.0  # recent compute seconds of one row in one slot
         self._quarantine = Quarantine()
         self._closed: PenstockError | None = None
 
@@ -101,7 +83,7 @@ class Batcher:
     def set_executors(self, executors: Sequence[Executor | InlineExecutor]) -> None:
         """Replaces the places where batches run; what they hold already is still answered."""
         self._executors = list(executors)
-        self._slots = sum(executor.signature.concurrency for executor in executors)
+        self._admission.slots = sum(executor.signature.concurrency for executor in executors)
         self._schedule()
 
     def submit(
@@ -111,13 +93,15 @@ class Batcher:
         `piece` belongs to a larger request, whose owner counts it as a whole and keeps the version with `retain`.
 
         Raises:
-            Overloaded: the queue is full, or its wait would outlast the request's deadline.
+            Overloaded: the queue is full, or kept short in an overload, or its wait would outlast the deadline.
             DeadlineExceeded: it is late already.
             NotReady: this version is going away.
         """
         now = time.monotonic()
         try:
-            self._admit(request, now)
+            if self._closed is not None:
+                raise self._closed
+            self._admission.check(request, rows if self.joinable else 1, now, self._running, piece=piece)
             alone = bool(self._quarantine) and self._check_quarantine(request, now)
         except PenstockError as error:
             if not piece and error is not self._closed:
@@ -157,8 +141,17 @@ class Batcher:
             self._loop.call_soon(self._pump)
         return future
 
-    def retain(self) -> None:
-        """Keeps the version from being closed as idle, for a request that is submitted in pieces. See `release`."""
+    def retain(self, request: Request) -> None:
+        """Lets in a request that will be submitted in pieces, and keeps the version from being closed as idle until
+        `release`. Raises: what `submit` does."""
+        try:
+            if self._closed is not None:
+                raise self._closed
+            self._admission.check(request, self.limits.most_rows, time.monotonic(), self._running, piece=False)
+        except PenstockError as error:
+            if error is not self._closed:
+                self.recorder.refused(error.reason)
+            raise
         self.in_flight += 1
 
     def release(self) -> None:
@@ -173,6 +166,10 @@ class Batcher:
         """Forgets deaths with these inputs: they have been answered."""
         if self._quarantine:
             self._quarantine.clear(inputs)
+
+    def note_stream(self, seconds: float) -> None:
+        """Learns from a stream that ended by itself how long one holds its slot."""
+        self._admission.learn(1, seconds)
 
     def wake(self) -> None:
         """To be called when an executor has a free slot again without having answered a batch."""
@@ -189,28 +186,6 @@ class Batcher:
             if handle is not None:
                 handle.cancel()
         self._sweeper = self._delay = None
-
-    # --- admission ---
-
-    def _admit(self, request: Request, now: float) -> None:
-        if self._closed is not None:
-            raise self._closed
-        if request.deadline <= now:
-            raise DeadlineExceeded("the deadline had passed when the request reached the queue")
-        if self._lanes.size == 0:
-            return
-        wait_s = policy.expected_wait_s(self._lanes.rows, self._row_s, self._slots)
-        if self._lanes.size >= self.max_queue:
-            raise Overloaded(
-                f"model '{self.model}' has {self._lanes.size} requests waiting, {self.max_queue} are allowed",
-                retry_after_s=max(1, ceil(wait_s)),
-            )
-        if now + wait_s > request.deadline:
-            raise Overloaded(
-                f"model '{self.model}' would need about {wait_s:.2f} s to reach this request, "
-                f"its deadline is in {request.deadline - now:.2f} s",
-                retry_after_s=max(1, ceil(wait_s)),
-            )
 
     def _check_quarantine(self, request: Request, now: float) -> bool:
         verdict, deaths, refused_s = self._quarantine.judge(request.inputs, now)
@@ -249,6 +224,7 @@ class Batcher:
                 break
         if lanes.dropped:
             self._settle_dropped()
+        self._admission.note_length()
         if lanes.size or self._running:
             self._watch()
 
@@ -260,7 +236,7 @@ class Batcher:
             if request.trace is not None:
                 traced = True
         first = entries[0]
-        traces = _traces(entries) if traced else ()
+        traces = traces_of(entries) if traced else ()
         if first.stream:
             try:
                 first.future.set_result(
@@ -280,7 +256,7 @@ class Batcher:
             max([entry.request.deadline for entry in entries]),
             traces=traces,
         )
-        running = _Running(entries, batch, release, now, self._executors.index(executor), joined)
+        running = Running(entries, batch, release, now, executor, self._executors.index(executor), joined)
         if isinstance(executor, InlineExecutor):
             self._finish(running, executor.run_now(batch))
         else:
@@ -289,18 +265,18 @@ class Batcher:
             occupancy.busy += 1
             self._running.add(running)
             try:
-                executor.run(batch, partial(self._finish_later, running))
+                running.number = executor.run(batch, partial(self._finish_later, running))
             except PenstockError as error:
                 self._finish_later(running, error)
 
-    def _finish_later(self, running: _Running, result: BatchResult | PenstockError) -> None:
+    def _finish_later(self, running: Running, result: BatchResult | PenstockError) -> None:
         self._running.discard(running)
         self._occupancy.busy -= 1
         if self._lanes.size:
             self._pump()  # the worker is fed before the callers are told: it must not wait for their encoding
         self._finish(running, result)
 
-    def _finish(self, running: _Running, result: BatchResult | PenstockError) -> None:
+    def _finish(self, running: Running, result: BatchResult | PenstockError) -> None:
         entries = running.entries
         if isinstance(result, PenstockError):
             self._finish_failed(running, result)
@@ -317,7 +293,7 @@ class Batcher:
         now = time.monotonic()
         rows = running.batch.rows
         recorder = self.recorder
-        self._row_s += 0.2 * (result.compute_infer_s / rows - self._row_s)
+        self._admission.learn(rows, now - running.dispatched)
         recorder.record_batch(
             rows, running.batch.pad_rows, running.release, result.compute_input_s, result.compute_infer_s,
             result.compute_output_s, running.worker, running.dispatched - entries[0].since,
@@ -347,12 +323,14 @@ class Batcher:
                 recorder.record(timings, entry.rows)
         self._settle(len([entry for entry in entries if not entry.piece]))
 
-    def _finish_failed(self, running: _Running, error: PenstockError) -> None:
+    def _finish_failed(self, running: Running, error: PenstockError) -> None:
         entries = running.entries
         if isinstance(error, WorkerLost) and (error.begun or entries[0].returns >= MOST_RETURNS):
             now, alone = time.monotonic(), len(entries) == 1 and not error.in_company
             for entry in entries:
                 self._quarantine.add(entry.request.inputs, now, alone=alone)
+        elif isinstance(error, DeadlineExceeded):  # a coroutine was cancelled at its deadline
+            self._admission.learn_at_least(running.rows, time.monotonic() - running.dispatched)
         elif self._closed is None and isinstance(error, WorkerLost):
             self._put_back(entries)
             return
@@ -436,21 +414,19 @@ class Batcher:
         now = time.monotonic()
         self._fail_late(self._lanes.sweep(now))
         for running in self._running:
+            awaited = False
             for entry in running.entries:
-                if entry.request.deadline <= now and not entry.future.done():
-                    self._fail_computing(entry, now)
+                if not entry.future.done():
+                    if entry.request.deadline <= now:
+                        self._fail_computing(entry, now)
+                    else:
+                        awaited = True
+            if not awaited and not running.abandoned:
+                running.abandoned = True
+                running.executor.abandon(running.number)
         if self._lanes.dropped:
             self._settle_dropped()
+        for entry in self._admission.look(now):
+            self._fail(entry, self._admission.too_much())
         if self._lanes.size or self._running:
             self._watch()
-
-
-def _traces(entries: list[Waiting]) -> tuple[RequestTrace, ...]:
-    traces: list[RequestTrace] = []
-    start = 0
-    for entry in entries:
-        stop = start + entry.rows
-        if entry.request.trace is not None:
-            traces.append(RequestTrace(start, stop, entry.request.trace))
-        start = stop
-    return tuple(traces)

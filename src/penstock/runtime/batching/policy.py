@@ -56,12 +56,6 @@ def padding(rows: int, sizes: Sequence[int]) -> int:
     return 0
 
 
-def expected_wait_s(rows_ahead: int, seconds_per_row: float, slots: int) -> float:
-    """How long a request will wait behind `rows_ahead`, from the recent compute time of one row in one of the `slots`:
-    one for each worker, or as many as an asyncio worker has batches under way at once."""
-    return rows_ahead * seconds_per_row / max(1, slots)
-
-
 def worth_joining(seconds_for_one: float, seconds_for_many: float, many: int) -> bool:
     """Whether joining `many` single rows saves at least a tenth of the compute time. Where it does not (a convolution
     that fills its cores with one image), joined rows would only wait for each other."""

@@ -57,13 +57,20 @@ class Lanes:
     """All that waits for one servable. `size` counts requests, `rows` their rows (the abandoned included until the
     next sweep). `dropped` are the abandoned ones that were left out, until their reader empties it."""
 
-    __slots__ = ("_lanes", "dropped", "rows", "size")
+    __slots__ = ("_lanes", "_urgent", "dropped", "rows", "size")
 
     def __init__(self) -> None:
         self._lanes: dict[Hashable, _Lane] = {}
         self.dropped: list[Waiting] = []
         self.size = 0
         self.rows = 0
+        self._urgent: dict[int, int] = {}  # rows by level, of those that asked for one
+
+    def rows_before(self, priority: int) -> int:
+        """The rows that wait and would go before a newcomer of this priority."""
+        if not priority:
+            return self.rows
+        return sum(rows for level, rows in self._urgent.items() if level <= priority)
 
     def push(self, waiting: Waiting, *, front: bool = False) -> None:
         """Adds a request; at the front of its lane when it is being retried."""
@@ -79,6 +86,8 @@ class Lanes:
         lane.rows += waiting.rows
         self.rows += waiting.rows
         self.size += 1
+        if level != _DEFAULT_LEVEL:
+            self._urgent[level] = self._urgent.get(level, 0) + waiting.rows
 
     def take(self, now: float, free_workers: int, limits: BatchLimits) -> tuple[list[Waiting], str, list[Waiting]]:
         """The next batch for one free worker, why it is released (see `policy`), and those found expired on the way.
@@ -131,10 +140,23 @@ class Lanes:
                     del self._lanes[lane_id]
         return expired
 
+    def cut(self, rows: int) -> list[Waiting]:
+        """The last ones to come, the least urgent first, removed until no more than so many rows wait."""
+        cut: list[Waiting] = []
+        while self.rows > rows:
+            lane_id, lane = max(self._lanes.items(), key=lambda item: (item[1].level, item[1].items[-1].since))
+            item = lane.items.pop()
+            self._forget(lane, item)
+            if not lane.items:
+                del self._lanes[lane_id]
+            cut.append(item)
+        return cut
+
     def clear(self) -> list[Waiting]:
         """Everything that waits, removed, for a queue that closes."""
         left = [item for lane in self._lanes.values() for item in lane.items]
         self._lanes.clear()
+        self._urgent.clear()
         self.size = self.rows = 0
         return left
 
@@ -170,3 +192,7 @@ class Lanes:
         lane.rows -= item.rows
         self.rows -= item.rows
         self.size -= 1
+        if lane.level != _DEFAULT_LEVEL:
+            self._urgent[lane.level] -= item.rows
+            if not self._urgent[lane.level]:
+                del self._urgent[lane.level]

@@ -1,4 +1,8 @@
-"""The answers of a streaming model: its request waits in the queue like all others, and is a batch of its own."""
+"""The answers of a streaming model: its request waits in the queue like all others, and is a batch of its own.
+
+The deadline covers the reader too. It ends the stream on time while the reader takes no items, and so asks for none:
+a worker must not be held, and in the end killed as stuck, by somebody who does not read.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ from penstock.core.errors import Cancelled, DeadlineExceeded, PenstockError, Wor
 from penstock.core.messages import NO_DEADLINE, Request, Response
 from penstock.core.servable import Tensors
 from penstock.runtime.batching.batcher import MOST_RETURNS, Batcher
+from penstock.runtime.workers.stream import Stream
+
+_LATE = "the deadline passed in the middle of the stream"
 
 
 async def stream(batcher: Batcher, request: Request, key: Hashable, rows: int) -> AsyncIterator[Response]:
@@ -25,6 +32,7 @@ async def stream(batcher: Batcher, request: Request, key: Hashable, rows: int) -
             batcher.release()  # given to us as we were cancelled
         raise
     timings = request.timings
+    timer = _watched(batcher, request, items)
     failed: str | None = None
     returns = 0
     try:
@@ -36,28 +44,51 @@ async def stream(batcher: Batcher, request: Request, key: Hashable, rows: int) -
                     raise
                 returns += 1
                 items = await _given(batcher.resubmit(request, rows))
+                if timer is not None:
+                    timer.cancel()
+                timer = _watched(batcher, request, items)
                 continue
             if outputs is None:
                 break
             yield Response(batcher.model, batcher.version, dict(outputs), request.id, {}, timings)
     except PenstockError as error:
         failed = error.reason
-        if isinstance(error, WorkerLost):
+        if isinstance(error, WorkerLost) and not error.begun:
             batcher.note_death(request.inputs, alone=not error.in_company)
         raise
     except (GeneratorExit, asyncio.CancelledError):
         failed = Cancelled.reason
         raise
     finally:
+        if timer is not None:
+            timer.cancel()
         await items.aclose()  # type: ignore[attr-defined]  # executors' streams have it
         timings.finished = time.monotonic()
         timings.compute_infer_s = timings.finished - timings.dispatched
         if failed is None:
             batcher.note_answer(request.inputs)
+            batcher.note_stream(timings.compute_infer_s)
             batcher.recorder.record(timings, rows)
         else:
             batcher.recorder.record_failure(failed, timings.finished - timings.received)
         batcher.release()
+
+
+def _watched(batcher: Batcher, request: Request, items: AsyncIterator[Tensors]) -> asyncio.TimerHandle | None:
+    """Sees to it that a worker's stream ends at its deadline, and is blamed for the worker's death, whatever the reader
+    does meanwhile. Gives back what ends it."""
+    if not isinstance(items, Stream):
+        return None
+
+    def lost(error: WorkerLost) -> None:
+        if error.begun:
+            batcher.note_death(request.inputs, alone=not error.in_company)
+
+    items.on_lost(lost)
+    if request.deadline == NO_DEADLINE:
+        return None
+    left_s = request.deadline - time.monotonic()
+    return asyncio.get_running_loop().call_later(left_s, items.expire, DeadlineExceeded(_LATE))
 
 
 async def _given(future: asyncio.Future[Response]) -> AsyncIterator[Tensors]:
@@ -72,11 +103,9 @@ async def _given(future: asyncio.Future[Response]) -> AsyncIterator[Tensors]:
 
 async def _next_before(deadline: float, items: AsyncIterator[Tensors]) -> Tensors | None:
     """The next item; None at the end. Raises: DeadlineExceeded, as soon as the deadline passes."""
-    left_s = deadline - time.monotonic()
-    try:
-        if left_s <= 0:
-            raise TimeoutError
-        async with asyncio.timeout(left_s if left_s < NO_DEADLINE else None):
-            return await anext(items, None)
-    except TimeoutError:
-        raise DeadlineExceeded("the deadline passed in the middle of the stream") from None
+    if time.monotonic() >= deadline:
+        raise DeadlineExceeded(_LATE)
+    item = await anext(items, None)
+    if time.monotonic() >= deadline:
+        raise DeadlineExceeded(_LATE)
+    return item

@@ -44,8 +44,9 @@ class Copy:
         self.metrics = metrics
         self.check = RequestCheck(inline.signature)
         self.batcher = Batcher(
-            name, version, wished.limits, joinable=wished.joinable, max_queue=wished.max_queue, recorder=metrics
-        )
+            name, version, wished.limits, joinable=wished.joinable, max_queue=wished.max_queue, recorder=metrics,
+            shed=wished.shed,
+        )  # fmt: skip
         self.batcher.set_executors([inline])
 
 

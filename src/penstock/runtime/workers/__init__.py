@@ -2,10 +2,10 @@
 
 Theory of operation. The batcher owns the queue and gives a batch to an executor only when that executor has a free
 slot (pull). `run` never blocks and never raises for a fault of the model or the worker; it calls `done` exactly once,
-later, on the loop's thread, with the result or the error. After `run` the tensors of the parts are not read again once
-`run` has returned (a worker process copies them into shared memory inside `run`: the only copy on the way in); the
-result's arrays are the caller's own. An executor whose process died fails what it holds with `WorkerLost`, has no free
-slots from then on and calls `on_exit` once; replacing it is the pool's business.
+later, on the loop's thread, with the result or the error, also for a batch that was abandoned. The tensors of the parts
+are not read again once `run` has returned (a worker process copies them into shared memory inside `run`: the only copy
+on the way in); the result's arrays are the caller's own. An executor whose process died fails what it holds with
+`WorkerLost`, has no free slots from then on and calls `on_exit` once; replacing it is the pool's business.
 """
 
 from __future__ import annotations
@@ -62,7 +62,14 @@ class Executor(Protocol):
         """How many batches it would take now; 0 when it is busy or gone."""
         ...
 
-    def run(self, batch: Batch, done: Done) -> None: ...
+    def run(self, batch: Batch, done: Done) -> int:
+        """Gives back a number for `abandon`."""
+        ...
+
+    def abandon(self, number: int) -> None:
+        """Nobody waits for this batch any more: a coroutine is cancelled, anything else runs to its end. `done` is
+        still called when it has ended, and only then is its slot free."""
+        ...
 
     def stream(
         self,

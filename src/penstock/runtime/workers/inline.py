@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class InlineExecutor:
         self.compute_s = 0.0  # median of one batch's time in the loop, of the last full window
         self._times: list[float] = []
         self.exited = False
+        self._streams: set[Iterator[Tensors]] = set()  # of the streams under way, suspended between two items
         self._servable = servable
         self._fields = {"model": context.name, "version": context.version}
         self._errors_logged = Allowance(per_s=5.0, burst=20.0)
@@ -84,9 +85,13 @@ class InlineExecutor:
         self.batches, self.compute_s = 0, 0.0
         self._times.clear()
 
-    def run(self, batch: Batch, done: Done) -> None:
+    def run(self, batch: Batch, done: Done) -> int:
         """As every executor's: the batch runs before this returns, `done` is called later."""
         asyncio.get_running_loop().call_soon(done, self.run_now(batch))
+        return 0
+
+    def abandon(self, number: int) -> None:
+        """Nothing: by the time somebody can ask, the batch is done."""
 
     async def stream(
         self,
@@ -95,8 +100,8 @@ class InlineExecutor:
         deadline: float = NO_DEADLINE,
         traces: tuple[RequestTrace, ...] = (),
     ) -> AsyncGenerator[Tensors]:
-        """The answers to one request, one for each turn of the loop. The deadline is the reader's to watch, and no user
-        code runs here that could ask for traces."""
+        """The answers to one request, one for each turn of the loop. The deadline is the reader's to watch: between two
+        items nothing computes. No user code runs here that could ask for traces."""
         if self.exited:
             raise WorkerLost("the model was closed")
         try:
@@ -106,21 +111,30 @@ class InlineExecutor:
             items = self._servable.answer(inputs, parameters)
             if hasattr(items, "__aiter__"):
                 raise Internal("an asyncio model cannot run inline")
+            items = iter(items)
             try:
+                self._streams.add(items)
                 for item in items:
                     yield answers.checked(item, self.signature, -1)
                     await asyncio.sleep(0)
+                if self.exited:  # `close` has ended the model's iterator, not the model
+                    raise WorkerLost("the model was closed")
             finally:
-                close = getattr(items, "close", None)
-                if close is not None:
-                    close()
+                self._streams.discard(items)
+                _end(items)
         except Exception as error:
             raise self._blame(error) from None
 
     async def close(self, grace_s: float) -> None:
-        """Nothing can be running when this is called; closes the servable in a thread."""
+        """Ends the streams that are between two items (their readers get WorkerLost), then closes the servable in a
+        thread. Batches cannot be running when this is called."""
         if not self.exited:
             self.exited = True
+            for items in list(self._streams):
+                try:
+                    _end(items)
+                except Exception as error:  # the model's own cleaning up
+                    self._blame(error)
             await asyncio.to_thread(self._free)
 
     def _free(self) -> None:
@@ -132,6 +146,13 @@ class InlineExecutor:
         if not isinstance(error, PenstockError) and self._errors_logged.take():
             log.error("model_error", extra={**self._fields, "trace": answers.trace(error)})
         return answers.blame(error)
+
+
+def _end(items: Iterator[Tensors]) -> None:
+    """Has a generator leave at the item where it is; other iterators have nothing to leave."""
+    close = getattr(items, "close", None)
+    if close is not None:
+        close()
 
 
 def _join(batch: Batch) -> dict[str, Array]:

@@ -170,7 +170,7 @@ class Pool:
             if stuck:
                 await asyncio.sleep(_WATCH_S)  # time for the signal handlers to write the stacks
                 for worker in stuck:
-                    worker.kill()
+                    worker.kill_stuck()
 
     def _look(self, seat: _Seat, now: float) -> bool:
         """Decides whether a worker gets batches now; True when it is stuck, and its stacks are on their way."""

@@ -42,6 +42,7 @@ class _Held:
     deadline: float
     done: Done | None
     inbox: Inbox | None
+    left: bool = False  # the reader of this stream went before its deadline
     shared: bool = False  # its items come through shared memory, so each must be taken before the next
 
 
@@ -60,6 +61,7 @@ class WorkerProcess:
         self.silent = False  # set by who watches it: it does not seem to run, and gets nothing new
         self.state = "loading"
         self.cause = ""  # why it ended, for people
+        self._stuck = False
         self._python = python
         self._told_to_close = False
         self._held: dict[int, _Held] = {}
@@ -121,13 +123,20 @@ class WorkerProcess:
         """Has `callback` called each time that a stream gives its slot back (a batch's `done` says so itself)."""
         self._free_callbacks.append(callback)
 
-    def run(self, batch: Batch, done: Done) -> None:
-        """Sends a batch; `done` is called later. There must be a free slot."""
+    def run(self, batch: Batch, done: Done) -> int:
+        """Sends a batch; `done` is called later. There must be a free slot. Gives back its number for `abandon`."""
         rows = batch.rows + batch.pad_rows if batch.joined else -1
         held = _Held(-1, time.monotonic(), batch.deadline, done, None)
         error = self._submit(held, batch.parts, batch.pad_rows, batch.parameters, rows, batch.borrow, batch.traces)
         if error is not None:
             self._loop.call_soon(done, error)
+        return self._ids
+
+    def abandon(self, number: int) -> None:
+        """Has a coroutine cancelled that runs this batch. Code that is no coroutine runs to its end: its deadline, not
+        the patience of its callers, is what it may be killed for."""
+        if number in self._held:
+            self._link.tell(frame.Cancel(number))
 
     def stream(
         self,
@@ -138,7 +147,7 @@ class WorkerProcess:
     ) -> Stream:
         """The answers to one request. The slot is taken at once, and is free again when the model has stopped."""
         number = self._ids + 1
-        inbox = Inbox(lambda taken: self._took(number, taken), lambda: self._abandon(number))
+        inbox = Inbox(lambda taken: self._took(number, taken), lambda left: self._abandon(number, left))
         held = _Held(-1, time.monotonic(), deadline, None, inbox)
         error = self._submit(held, (inputs,), 0, parameters, -1, traces=traces)
         if error is not None:
@@ -172,6 +181,11 @@ class WorkerProcess:
     def dump_stacks(self) -> None:
         """Has the process write the stacks of all its threads to the log, even if native code holds the interpreter."""
         self._life.dump_stacks()
+
+    def kill_stuck(self) -> None:
+        """Ends the process because it does not end what it works on, or is not seen to run."""
+        self._stuck = True
+        self.kill()
 
     def kill(self, reason: str = "it was stuck and had to be killed") -> None:
         """Ends the process and all it started, at once. What it holds fails with WorkerLost."""
@@ -241,9 +255,10 @@ class WorkerProcess:
         if held is not None and (held.shared or taken % _CREDIT_EVERY == 0):
             self._link.tell(frame.Credit(number, taken))
 
-    def _abandon(self, number: int) -> None:
+    def _abandon(self, number: int, left: bool) -> None:
         held = self._held.get(number)
         if held is not None:
+            held.left = left
             held.deadline = min(held.deadline, time.monotonic())
             self._link.tell(frame.Cancel(number))
 
@@ -373,6 +388,8 @@ class WorkerProcess:
                 self._call(one.done, error)
             elif one.inbox is not None:
                 one.inbox.finish(error)
+                if not (one.left and self._stuck):  # a reader's leaving is not to be blamed on the inputs
+                    one.inbox.lost(error)
         if not self._loaded.done():
             last = self._life.last_lines()
             self._loaded.set_exception(LoadError(f"the worker ended while it loaded: {self.cause}{last}"))

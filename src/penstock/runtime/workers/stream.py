@@ -6,15 +6,17 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from penstock.core.errors import PenstockError
+from penstock.core.errors import PenstockError, WorkerLost
 from penstock.core.servable import Tensors
 
 
 class Inbox:
     """What a worker has sent of one stream. Bounded by the worker's window: it waits for `took` to be called."""
 
-    def __init__(self, took: Callable[[int], None], abandon: Callable[[], None]) -> None:
+    def __init__(self, took: Callable[[int], None], abandon: Callable[[bool], None]) -> None:
+        """`abandon` is called when no more is wanted: with True when the reader left, with False at the deadline."""
         self.ended = False  # nothing more comes
+        self.lost: Callable[[WorkerLost], None] = _nothing
         self._took = took
         self._abandon = abandon
         self._items: deque[Tensors] = deque()
@@ -50,12 +52,20 @@ class Inbox:
             self._took(self._taken)
         return item
 
+    def expire(self, error: PenstockError) -> None:
+        """The stream ends here, whether or not its reader asks for more: items not yet taken are forgotten, the worker
+        is told to stop, the reader gets `error` when it comes."""
+        if not self.ended:
+            self._items.clear()
+            self.finish(error)
+            self._abandon(False)
+
     def drop(self) -> None:
         """The reader left: the worker is told, what came is forgotten."""
         self._items.clear()
         if not self.ended:
             self.finish(None)
-            self._abandon()
+            self._abandon(True)
         self._error = None
 
     def _wake(self) -> None:
@@ -75,8 +85,21 @@ class Stream(AsyncIterator[Tensors]):
     async def __anext__(self) -> Tensors:
         return await self._inbox.next()
 
+    def on_lost(self, callback: Callable[[WorkerLost], None]) -> None:
+        """Has `callback` called if the process dies before the model has stopped, though the reader may have left by
+        then. Not if it was killed because the model went on without a reader."""
+        self._inbox.lost = callback
+
+    def expire(self, error: PenstockError) -> None:
+        """Stops the model within one item although the reader may be busy elsewhere, who gets `error` next."""
+        self._inbox.expire(error)
+
     async def aclose(self) -> None:
         self._inbox.drop()
 
     def __del__(self) -> None:
         self._inbox.drop()
+
+
+def _nothing(error: WorkerLost) -> None:
+    return
