@@ -183,7 +183,7 @@ async def test_generate_stream_gives_one_event_an_answer_and_ends_with_an_error_
     assert [piece[:6] for piece in pieces if piece] == [b"data: "] * 3
     assert [orjson.loads(piece[6:])["text_output"] for piece in pieces if piece] == ["to", "be", "or"]
     pieces = await call.stream("/v2/models/words/generate_stream", b'{"text_input":"to be or","fail_at":1}')
-    assert orjson.loads(pieces[-1][6:]) == {"error": "no more words"}
+    assert orjson.loads(pieces[-1][6:]) == {"error": "no more words", "type": "ServableError"}
     assert all(piece.endswith(b"\n\n") for piece in pieces)
 
 

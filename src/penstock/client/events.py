@@ -8,7 +8,7 @@ import orjson
 
 from penstock.client.calls import Call, Json
 from penstock.client.http1 import Need, Piece, read_head, read_pieces, read_rest
-from penstock.core.errors import Internal, ServableError, TooLarge
+from penstock.core.errors import Internal, ServableError, TooLarge, rebuild
 
 
 class EventParser:
@@ -80,6 +80,7 @@ def _answer(event: bytes) -> Json:
         raise Internal(f"the server sent an event that cannot be read: {error}") from None
     if not isinstance(answer, dict):
         raise Internal("the server sent an event that is no object")
-    if set(answer) == {"error"}:
-        raise ServableError(str(answer["error"]))
+    if "error" in answer and answer.keys() <= {"error", "type"}:
+        kind = str(answer.get("type", ServableError.__name__))  # other servers name none
+        raise rebuild(kind, str(answer["error"]))
     return answer

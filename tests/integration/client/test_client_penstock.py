@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from running_server import start
 
 from penstock.client import Client
 from penstock.core import errors
@@ -47,14 +47,13 @@ def totals(x):
 
 
 @pytest.fixture(scope="module")
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One server for all tests here: it takes longer to start than they do to run."""
-    starter = request.config.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
     folder = tmp_path_factory.mktemp("server")
     (folder / "m.py").write_text(MODELS)
     names = ("double", "same", "slow", "totals")
     models = {name: {"path": f"{folder}/m.py:{name}", "workers": 1} for name in names}
-    server = starter.start(folder, models, api_key="key")
+    server = start(folder, models, api_key="key")
     yield server
     server.stop()
 

@@ -15,7 +15,7 @@ import orjson
 from penstock.core.compression import decompress
 from penstock.core.door import Door
 from penstock.core.errors import InvalidInput, PenstockError
-from penstock.core.json_body import error_json, read_object
+from penstock.core.json_body import read_object
 from penstock.core.json_tensor import array_of_value, texts_of_array
 from penstock.core.messages import Parameter, Request, Response, Timings
 from penstock.core.sample import sample_flat, sample_rows
@@ -112,7 +112,7 @@ class GenerateStream:
 
     def encode_error(self, error: PenstockError) -> bytes:
         """The event of an error, after which nothing follows."""
-        return _event(error_json(error))
+        return _error(error)
 
 
 @dataclass(slots=True)
@@ -134,7 +134,12 @@ class InferStream:
 
     def encode_error(self, error: PenstockError) -> bytes:
         """The event of an error, after which nothing follows."""
-        return _event(error_json(error))
+        return _error(error)
+
+
+def _error(error: PenstockError) -> bytes:
+    """`error` is V2's; the type tells what a status and `Penstock-Error` would have: whether to ask again."""
+    return _event(orjson.dumps({"error": error.message, "type": type(error).__name__}))
 
 
 def _event(data: bytes) -> bytes:
