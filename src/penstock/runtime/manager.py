@@ -238,6 +238,7 @@ class Manager:
             entry.settled.set()
             if entry.gone and not any(v.loaded for v in entry.versions.values()):
                 del self._models[name]
+                self.on_change()  # it is unknown from now on, no more "not ready"
 
     def _kept(self, name: str, entry: _Model, available: Mapping[int, WishedVersion]) -> set[int]:
         """The versions that were replaced so short a time ago that going back to them is to be one step."""
