@@ -19,20 +19,13 @@ import tritonclient.grpc as triton
 import penstock
 
 PAUSE_S = 0.003  # between two requests of one client: the loads under test need the cores too
-SPECS: dict[str, object] = {"inputs": {"x": "f4[n, 2]"}, "outputs": {"version": "f4[n, 1]", "pid": "i8[n]"}}
 
 CODE = """
 import asyncio, os, sys, time
 import numpy as np, penstock
 
+@penstock.model(inputs={{"x": "f4[n, 2]"}}, outputs={{"version": "f4[n, 1]", "pid": "i8[n]"}}{concurrency})
 class Model:
-    inputs = {{"x": "f4[n, 2]"}}
-    outputs = {{"version": "f4[n, 1]", "pid": "i8[n]"}}
-    {concurrency}
-
-    def load(self, context):
-        pass
-
     {how} predict(self, x):
         {wait}
         return {{"version": np.full((len(x), 1), {number}, "f4"), "pid": np.full(len(x), os.getpid())}}
@@ -47,7 +40,7 @@ def code(number: int, kind: str = "process", more: str = "", wait_s: float = 0.0
     wait = f"{'await asyncio' if asynchronous else 'time'}.sleep({wait_s})" if wait_s or asynchronous else "pass"
     return CODE.format(
         number=number, how="async def" if asynchronous else "def", wait=wait, more=more,
-        concurrency="concurrency = 8" if asynchronous else "",
+        concurrency=", concurrency=8" if asynchronous else "",
     )  # fmt: skip
 
 
@@ -108,6 +101,17 @@ def eventually(claim: Callable[[], bool], seconds: float = 30.0, what: str = "it
         assert time.monotonic() < begun + seconds, what
         time.sleep(0.005)
     return time.monotonic() - begun
+
+
+def worker_pids(running: Any) -> set[int]:
+    """The server's worker processes that live."""
+    children = Path(f"/proc/{running.pid}/task").glob("*/children")
+    return {
+        int(pid)
+        for file in children
+        for pid in file.read_text().split()
+        if "penstock-worker" in Path(f"/proc/{pid}/cmdline").read_text()
+    }
 
 
 def ask(running: Any, name: str, version: str = "") -> tuple[str, int, int]:

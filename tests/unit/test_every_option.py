@@ -89,6 +89,8 @@ EFFECTS: dict[type, dict[str, str]] = {
         "load_timeout_s": f"{MODELS}::test_a_load_that_takes_longer_than_load_timeout_s_ends",
         "versions": VERSIONS,
         "labels": VERSIONS,
+        "keep_previous_s": "chaos/test_version_switches.py::test_a_version_is_kept_for_keep_previous_s_and_not_longer",
+        "sha256": "chaos/test_bad_artifacts.py::test_content_that_is_not_the_expected_one_is_refused_with_both_hashes",
         "trust": f"{MODELS}::test_trust_lets_a_pickled_model_in",
         "warm_up": WHERE,
         "inputs": DECLARED,

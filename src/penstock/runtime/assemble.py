@@ -75,7 +75,14 @@ class Offers:
 
         def entries_of(path: str, adapter: str) -> list[ModelOptions]:
             problems: list[str] = []
-            found = recognise(path, adapter, lambda child, _: problems.append(child))
+            try:
+                found = recognise(path, adapter, lambda child, _: problems.append(child))
+            except (PenstockError, OSError):
+                last = [model for model in self._last if model.path == path or model.path.startswith(f"{path}/")]
+                if not last:
+                    raise
+                broken.update(model.path for model in last)
+                return last
             broken.update(problems)
             return [*found, *(ModelOptions(name=safe_name(Path(child).stem), path=child) for child in problems)]
 
