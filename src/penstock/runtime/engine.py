@@ -154,7 +154,7 @@ class Engine:
                 copies.append(None if self._tracing.active else loaded.copy)
             own[text] = own[number]
         unready = self._manager.failures() if self._manager.started else {}
-        return Table(self.ready(), self.stopping, descriptions, copies, places, unready)
+        return Table(self.ready(), self.stopping, descriptions, copies, answering, places, unready, self.started)
 
     def loaded(self, model: str, version: str) -> LoadedVersion | None:
         """The version that answers for a name now, if there is one."""

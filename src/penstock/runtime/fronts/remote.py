@@ -176,7 +176,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         if places is None:
             if (reason := self._table.unready.get(model)) is not None:
                 raise NotReady(reason, retry_after_s=1)
-            if not self._table.descriptions:
+            if not self._table.started:
                 raise NotReady("the server is starting", retry_after_s=1)
             raise NotFound(f"no model '{model}'; ready models: {', '.join(self.models()[:10]) or 'none'}")
         place = places.get(version)

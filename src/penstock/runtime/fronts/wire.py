@@ -142,6 +142,7 @@ class Table(msgspec.Struct, frozen=True, array_like=True, tag=20):
     copies: list[InlineCopy | None]  # by place: what a front may hold itself
     places: dict[str, dict[str, int]]  # model -> version text ("" is the default) -> place in descriptions
     unready: dict[str, str]  # models that are known and have no ready version -> why
+    started: bool = False  # the first load is over: what is not here is not known
 
 
 class Setup(msgspec.Struct, frozen=True, array_like=True, tag=21):
