@@ -6,6 +6,7 @@ import socket
 import numpy as np
 import pytest
 
+from penstock.core.errors import Overloaded
 from penstock.runtime.workers import frame
 from penstock.runtime.workers.channel import Channel
 
@@ -19,7 +20,7 @@ def test_slot_whose_first_message_found_no_memory_works_once_there_is_some() -> 
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # holds for shared memory too
         try:
-            with pytest.raises(OSError, match="too large"):
+            with pytest.raises(Overloaded, match="no shared memory for a message of 1048576 bytes: File too large"):
                 front.send(message, 0, payload)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,15 +68,17 @@ class GrpcListener:
         Raises:
             InvalidInput: the address cannot be bound, a TLS file cannot be used, or an option has no meaning.
         """
-        import grpc
-
-        from penstock.runtime.listeners.grpc_calls import Methods
-
         options = self._options
         address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
-        credentials = _credentials(options)
-        _check_free(host, port, reuse_port=options.reuse_port)
-        server = grpc.aio.server(options=_arguments(options), compression=_compression(options.response_compression))
+        with _no_fork_handlers():
+            import grpc
+
+            from penstock.runtime.listeners.grpc_calls import Methods
+
+            credentials = _credentials(options)
+            _check_free(host, port, reuse_port=options.reuse_port)
+            compression = _compression(options.response_compression)
+            server = grpc.aio.server(options=_arguments(options), compression=compression)
         server.add_generic_rpc_handlers((Methods(self._door, self._protocols, options, self._stopping),))
         try:
             with _ipv4_only(host, port) as port:
@@ -100,6 +103,25 @@ class GrpcListener:
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
+
+
+@contextlib.contextmanager
+def _no_fork_handlers() -> Iterator[None]:
+    """What begins grpc inside leaves its handlers for forks out.
+
+    They stop its threads before a fork and start them again after it. Workers are started without a fork (vfork and
+    exec); but where the system has no process left, Python tries a fork instead, and there is no thread left either:
+    grpc was dead from then on. The variable is gone again before anybody else could inherit it.
+    """
+    name = "GRPC_ENABLE_FORK_SUPPORT"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _check_free(host: str, port: int, *, reuse_port: bool) -> None:

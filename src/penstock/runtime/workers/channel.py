@@ -14,7 +14,7 @@ import socket
 from collections import deque
 from typing import NamedTuple, cast
 
-from penstock.core.errors import Internal
+from penstock.core.errors import Internal, Overloaded
 from penstock.runtime.workers import frame
 from penstock.runtime.workers.area import Area
 
@@ -56,6 +56,7 @@ class Channel:
 
         Raises:
             InvalidInput: the message holds something that cannot be encoded.
+            Overloaded: there is no more shared memory.
             OSError: the other side is gone (front), or memory or descriptors ran out.
         """
         header = frame.encode(message)
@@ -88,7 +89,10 @@ class Channel:
         outgoing = self._areas[slot][0]
         at = frame.aligned(len(header)) if flags & frame.HEADER_IN_AREA else 0
         total = at + payload.size if flags & frame.PAYLOAD_IN_AREA else at
-        memory = outgoing.reserve(total)
+        try:
+            memory = outgoing.reserve(total)
+        except OSError as error:
+            raise Overloaded(f"no shared memory for a message of {total} bytes: {error.strerror}") from error
         if flags & frame.HEADER_IN_AREA:
             memory[: len(header)] = header
         if flags & frame.PAYLOAD_IN_AREA:
