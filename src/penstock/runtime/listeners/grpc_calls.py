@@ -77,10 +77,10 @@ class _Calls:
         decode, request_of, submit = method.decode, self._request_of, self._door.submit
         door, always_timed, witness = self._door, self._options.timing_metadata, self._options.witness
 
-        def note(call: GrpcRequest, code: str, sight: Sight | None) -> None:
+        def note(call: GrpcRequest, code: str, sight: Sight | None, admitted: bool) -> None:
             if witness is None:
                 return
-            if sight is None:
+            if sight is None and not admitted:
                 traced = partial(take_grpc_trace, metadata=call.metadata) if TRACEPARENT in call.metadata else None
                 sight = witness.see_refused("", traced, call.received)
             witness.grpc(name, call.received, code, sight)
@@ -89,27 +89,28 @@ class _Calls:
             # When the client cancels or its deadline passes, grpc cancels this task. It waits for the door's future
             # itself, with no task between, so the future is cancelled too and the queue drops the request.
             call = request_of(data, context)
-            sight = None
+            sight, admitted = None, False
             try:
                 exchange = decode(call, door)
                 if TRACEPARENT in call.metadata:
                     take_grpc_trace(exchange.request, call.metadata)
                 if witness is not None:
+                    admitted = True
                     sight = witness.see(exchange.request)
                 response = await submit(exchange.request)
                 answer = exchange.encode(response)
             except PenstockError as error:
-                note(call, status_of(error).name, sight)
+                note(call, status_of(error).name, sight, admitted)
                 await abort(context, error)
             except asyncio.CancelledError:
-                note(call, "CANCELLED", sight)
+                note(call, "CANCELLED", sight, admitted)
                 raise
             except Exception:
-                note(call, "INTERNAL", sight)
+                note(call, "INTERNAL", sight, admitted)
                 await abort(context, unexpected(method.name))
             if sight is not None:
                 sight.response = response
-                note(call, "OK", sight)
+                note(call, "OK", sight, admitted)
             if always_timed or call.metadata.get("penstock-timing") == "1":
                 context.set_trailing_metadata((("server-timing", server_timing(response.timings)),))
             return answer

@@ -44,28 +44,29 @@ class Heads:
         self,
         response: HttpResponse,
         connection: bool | None = None,
-        headers: Sequence[tuple[str, str]] = (),
+        more: bytes = b"",
         *,
         head_only: bool = False,
     ) -> Rendered:
         """The bytes of `response`, in one piece when the body is small.
 
         `connection` is what the Connection header says: nothing, keep-alive (True, for HTTP/1.0) or close (False).
+        `more` are header lines that are rendered already (`render_headers`).
         `head_only` leaves the body out and keeps its length, as HEAD wants it.
         """
         status, body = response.status, response.body
         key = (status, response.content_type, connection)
         prefix = self._kept.get(key) or self._prefix(key)
         if isinstance(body, bytes) and len(body) <= _JOINED_BYTES and not head_only:
-            if response.headers or headers or status in (204, 304):
-                extra = render_headers((*response.headers, *headers))
+            if response.headers or more or status in (204, 304):
+                extra = render_headers(response.headers) + more if response.headers else more
                 if status in (204, 304):
                     return b"%b%b\r\n" % (prefix, extra)
                 return b"%bContent-Length: %d\r\n%b\r\n%b" % (prefix, len(body), extra, body)
             return b"%bContent-Length: %d\r\n\r\n%b" % (prefix, len(body), body)
         parts = [body] if isinstance(body, (bytes, bytearray, memoryview)) else list(body)
         views = [part if isinstance(part, bytes) else memoryview(part).cast("B") for part in parts]
-        extra = render_headers((*response.headers, *headers))
+        extra = render_headers(response.headers) + more
         size = sum(map(len, views))
         head = b"%bContent-Length: %d\r\n%b\r\n" % (prefix, size, extra)
         if head_only:
@@ -74,16 +75,14 @@ class Heads:
             return b"".join((head, *views))
         return [head, *views]
 
-    def stream(
-        self, content_type: str, connection: bool | None, headers: Sequence[tuple[str, str]], chunked: bool
-    ) -> bytes:
+    def stream(self, content_type: str, connection: bool | None, more: bytes, chunked: bool) -> bytes:
         """The head of a body without known length: chunked, or (for HTTP/1.0) until the connection closes."""
         framing = b"Transfer-Encoding: chunked\r\n" if chunked else b""
         prefix = self._prefix((200, content_type, connection))
         return b"%bCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n%b%b\r\n" % (
             prefix,
             framing,
-            render_headers(headers),
+            more,
         )
 
     def _prefix(self, key: tuple[int, str, bool | None]) -> bytes:
@@ -109,9 +108,12 @@ class Heads:
 
 def render_headers(headers: Sequence[tuple[str, str]]) -> bytes:
     """Header lines. Control characters become spaces, so no value can end its line and begin another header."""
-    return "".join(
-        f"{name.translate(_NO_CONTROLS)}: {value.translate(_NO_CONTROLS)}\r\n" for name, value in headers
-    ).encode("latin-1", "replace")
+    return "".join([f"{_plain(name)}: {_plain(value)}\r\n" for name, value in headers]).encode("latin-1", "replace")
+
+
+def _plain(text: str) -> str:
+    # The check takes a tenth of the time that a translation does.
+    return text if text.isascii() and text.isprintable() else text.translate(_NO_CONTROLS)
 
 
 def chunk(data: bytes) -> bytes:

@@ -55,16 +55,17 @@ class Witness:
         self._spans = spans
         self._access_log = access_log
 
-    def see(self, request: Request) -> Sight:
-        """Decides whether the request is recorded, before it is submitted: then its model is part of the recording."""
+    def see(self, request: Request) -> Sight | None:
+        """Decides whether the request is recorded, before it is submitted: then its model is part of the recording.
+        None when there is nothing to note of it."""
         span = None
         if self._spans is not None:
             span = self._spans.begin(request.trace)
             if span is not None:
                 request.trace = span.inner
-        return Sight(request, span)
+        return Sight(request, span) if span is not None or self._access_log else None
 
-    def see_refused(self, model: str, trace_of: Callable[[Request], None] | None, received: float) -> Sight:
+    def see_refused(self, model: str, trace_of: Callable[[Request], None] | None, received: float) -> Sight | None:
         """The sight of an inference that could not be decoded. `trace_of` gives it what its caller sent."""
         request = Request(model, {}, timings=Timings(received=received))
         if trace_of is not None:
