@@ -124,7 +124,7 @@ def wire_seeds() -> tuple[bytes, ...]:
     return (
         b"\xff" + framed(infer, PAYLOAD) + framed(wire.Cancel(1)) + framed(wire.Call(2, "load", ["m", None, None])),
         b"\xfe" + framed(answer, PAYLOAD) + framed(wire.End(1)) + framed(wire.Problem(1, "NotFound", "no")),
-        b"\xfe" + framed(wire.Table(True, False, [], [], {"m": {"": 0}}, {"n": "why"})) + framed(wire.Drain(1.0)),
+        b"\xfe" + framed(wire.Table(True, False, [], [], [], {"m": {"": 0}}, {"n": "why"})) + framed(wire.Drain(1.0)),
     )  # fmt: skip
 
 

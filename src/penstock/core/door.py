@@ -112,7 +112,7 @@ class Door(Protocol):
     def live(self) -> bool: ...
 
     def ready(self) -> bool:
-        """Whether every required model has answered a real warm-up and the server is not stopping."""
+        """Whether every required model has answered a real warm-up and computes now, and the server is not stopping."""
         ...
 
     def model_ready(self, model: str, version: str = "") -> bool:

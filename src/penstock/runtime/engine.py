@@ -95,10 +95,10 @@ class Engine:
     def model_ready(self, model: str, version: str = "") -> bool:
         """Whether this version answers. Raises: NotFound."""
         try:
-            self._manager.find(model, version)
+            loaded = self._manager.find(model, version)
         except NotReady:
             return False
-        return not self.stopping
+        return loaded.answers and not self.stopping
 
     def next_change(self) -> asyncio.Future[None]:
         """See `core.door.Door.next_change`."""
@@ -145,6 +145,7 @@ class Engine:
         places: dict[str, dict[str, int]] = {}
         descriptions: list[ModelDescription] = []
         copies: list[InlineCopy | None] = []
+        answering: list[bool] = []
         for (name, text), loaded in self._manager.table().items():
             number = str(loaded.number)
             own = places.setdefault(name, {})
@@ -152,6 +153,7 @@ class Engine:
                 own[number] = len(descriptions)
                 descriptions.append(self.describe(name, number))
                 copies.append(None if self._tracing.active else loaded.copy)
+                answering.append(loaded.answers)
             own[text] = own[number]
         unready = self._manager.failures() if self._manager.started else {}
         return Table(self.ready(), self.stopping, descriptions, copies, answering, places, unready, self.started)

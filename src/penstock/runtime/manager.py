@@ -100,7 +100,9 @@ class Manager:
         """Whether every required model has a version that answers. A newcomer that has never answered is not required:
         it must not take those out of rotation that serve."""
         return self.started and all(
-            _ready(entry) for entry in self._models.values() if entry.was_ready and not entry.gone
+            any(loaded.answers for loaded in _ready(entry).values())
+            for entry in self._models.values()
+            if entry.was_ready and not entry.gone
         )
 
     def failures(self) -> dict[str, str]:

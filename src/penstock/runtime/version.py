@@ -71,6 +71,11 @@ class LoadedVersion:
         return "inline" if self.inline is not None else "process"
 
     @property
+    def answers(self) -> bool:
+        """Whether it computes now. Without a worker it holds requests, inside their deadlines, until it has one."""
+        return self.inline is not None or (self.pool is not None and self.pool.answers)
+
+    @property
     def timeout_s(self) -> float:
         """The deadline of requests that bring none."""
         return self.options.timeout_s

@@ -37,7 +37,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         self._on_setup = on_setup
         self._on_drain = on_drain
         self._loop = asyncio.get_running_loop()
-        self._table = wire.Table(False, False, [], [], {}, {})
+        self._table = wire.Table(False, False, [], [], [], {}, {})
         self.copies = Copies(self.send)
         self._inference = Inference()
         self._next_id = 0
@@ -202,10 +202,10 @@ class RemoteEngine(wire.Link[wire.ToFront]):
     def model_ready(self, model: str, version: str = "") -> bool:
         """Whether this version answers. Raises: NotFound."""
         try:
-            self._find(model, version)
+            place = self._place(model, version)
         except NotReady:
             return False
-        return not self._table.stopping
+        return self._table.answering[place] and not self._table.stopping
 
     def next_change(self) -> asyncio.Future[None]:
         """See `core.door.Door.next_change`."""

@@ -140,6 +140,7 @@ class Table(msgspec.Struct, frozen=True, array_like=True, tag=20):
     stopping: bool
     descriptions: list[ModelDescription]
     copies: list[InlineCopy | None]  # by place: what a front may hold itself
+    answering: list[bool]  # by place: whether it computes now
     places: dict[str, dict[str, int]]  # model -> version text ("" is the default) -> place in descriptions
     unready: dict[str, str]  # models that are known and have no ready version -> why
     started: bool = False  # the first load is over: what is not here is not known

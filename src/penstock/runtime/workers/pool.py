@@ -69,6 +69,11 @@ class Pool:
         """The live, warmed processes, by seat."""
         return [seat.worker for seat in self._seats if seat.worker is not None]
 
+    @property
+    def answers(self) -> bool:
+        """Whether any process takes batches now."""
+        return any(not worker.silent for worker in self.workers)
+
     async def start(self) -> WorkerProcess:
         """The first process, loaded but not warmed; the caller does that. Raises: LoadError."""
         worker = await self._launch(0)
@@ -150,7 +155,6 @@ class Pool:
                 delay_s = _backoff_s(seat.deaths_in_row, _LONGEST_DELAY_S)
                 log.error("worker_start_failed", extra={"seat": index, "error": seat.last_error, "retry_in_s": delay_s})
                 self._on_change()
-                self._on_change()
                 if worker is not None:
                     await worker.close(0.0)
                 continue
@@ -181,6 +185,7 @@ class Pool:
         silent = seat.stopped > 0 or silence_s >= _SILENT_LOOKS * max(worker.heartbeat_s, _WATCH_S)
         if silent != worker.silent:
             worker.silent = silent
+            self._on_change()
             if silent:
                 log.warning("worker_silent", extra={"pid": worker.pid, "silence_s": round(silence_s, 2)})
             else:

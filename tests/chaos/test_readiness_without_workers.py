@@ -1,0 +1,112 @@
+"""P2c: a server says that it is not ready while no worker of a model is there to compute, and that it is when one is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from running_server import RunningServer, ServerFactory
+from tritonclient.grpc import service_pb2
+
+from penstock.ledger.faults import descendants
+
+MODEL = """
+import os, time
+import penstock
+
+
+@penstock.model(inputs={"x": "f4[n, 1]"}, outputs={"y": "f4[n, 1]"})
+class Triple:
+    def load(self, context):
+        while os.path.exists(__file__ + ".hold"):
+            time.sleep(0.02)
+
+    def predict(self, x):
+        return {"y": x * 3}
+"""
+
+
+def status(server: RunningServer, path: str) -> int:
+    try:
+        with urllib.request.urlopen(server.http + path, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def everywhere(server: RunningServer, path: str) -> set[int]:
+    """The statuses over several connections, which reach every front."""
+    return {status(server, path) for _ in range(8)}
+
+
+def until(what: Callable[[], bool], seconds: float = 20.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < give_up, "it did not come about"
+        time.sleep(0.01)
+
+
+def workers(server: RunningServer) -> list[int]:
+    found = []
+    for pid in descendants(server.pid):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"penstock.runtime.workers" in words:
+            found.append(pid)
+    return found
+
+
+def grpc_ready(server: RunningServer) -> bool:
+    with grpc.insecure_channel(server.grpc) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelReady",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=service_pb2.ModelReadyResponse.FromString,
+        )
+        return bool(call(service_pb2.ModelReadyRequest(name="triple"), timeout=10).ready)
+
+
+def ask(server: RunningServer) -> list[float]:
+    tensor = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [2.0]}
+    body = json.dumps({"inputs": [tensor], "parameters": {"timeout": 20_000_000}}).encode()
+    request = urllib.request.Request(f"{server.http}/v2/models/triple/infer", body)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return list(json.loads(answer.read())["outputs"][0]["data"])
+
+
+@pytest.mark.parametrize("fronts", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_without_workers_is_live_and_not_ready(
+    server: ServerFactory, tmp_path: Path, fronts: int, number: signal.Signals
+) -> None:
+    file = tmp_path / "triple.py"
+    file.write_text(MODEL)
+    hold = Path(f"{file}.hold")
+    running = server({"triple": {"path": f"{file}:Triple", "workers": 2}}, fronts=fronts)
+    until(lambda: len(workers(running)) == 2)
+    assert everywhere(running, "/v2/health/ready") == {200}
+    assert ask(running) == [6.0]
+
+    hold.touch()
+    for pid in workers(running):
+        os.kill(pid, number)
+    until(lambda: everywhere(running, "/v2/health/ready") == {503})
+    assert everywhere(running, "/v2/models/triple/ready") != {200}
+    assert not grpc_ready(running)
+    assert everywhere(running, "/v2/health/live") == {200}
+
+    hold.unlink()
+    until(lambda: everywhere(running, "/v2/health/ready") == {200})
+    assert everywhere(running, "/v2/models/triple/ready") == {200}
+    assert grpc_ready(running)
+    assert ask(running) == [6.0]
