@@ -204,6 +204,26 @@ def test_fronts_are_as_many_listeners_on_one_port(start: Start) -> None:
         assert all(call(running)[0] == 200 for _ in range(12))
 
 
+def callers_ports(port: int) -> set[str]:
+    """Local ends of established connections to a port of this machine."""
+    tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]  # grpc speaks IPv4 through IPv6 sockets
+    rows = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+    return {row[1] for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "01"}
+
+
+def test_grpc_connections_are_made_anew_at_their_age_and_no_call_is_lost(start: Start) -> None:
+    running = start(grpc_connection_age_s=0.3)
+    port = int(running.grpc.rpartition(":")[2])
+    seen: set[str] = set()
+    with grpc.insecure_channel(running.grpc) as channel:
+        live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        deadline = time.monotonic() + 20
+        while len(seen) < 3:
+            assert live(b"", timeout=10) == b"\x08\x01"
+            seen |= callers_ports(port)
+            assert time.monotonic() < deadline
+
+
 def test_grace_s_bounds_the_wait_for_what_is_in_flight(server: Start, tmp_path: Path) -> None:
     (tmp_path / "small.py").write_text(SAME.replace("    return", "    __import__('time').sleep(20)\n    return"))
     table = {"path": f"{tmp_path}/small.py:same", "workers": 1, "warm_up": False}

@@ -53,6 +53,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "body_timeout_s": TIMES,
         "keep_alive_s": TIMES,
         "fronts": f"{SERVER}::test_fronts_are_as_many_listeners_on_one_port",
+        "grpc_connection_age_s": f"{SERVER}::test_grpc_connections_are_made_anew_at_their_age_and_no_call_is_lost",
         "lame_duck_s": "integration/test_serving.py::test_lame_duck_serves_while_it_is_not_ready",
         "grace_s": f"{SERVER}::test_grace_s_bounds_the_wait_for_what_is_in_flight",
         "model_control": CONTROL,

@@ -64,12 +64,21 @@ def grpc_options(server: ServerOptions, keys: tuple[str, ...], witness: Witness 
         tls_key=server.tls_key,
         tls_client_ca=server.tls_client_ca,
         reuse_port=server.fronts > 1,
+        connection_age_s=_connection_age_s(server),
         max_message_bytes=server.max_body_bytes,
         max_metadata_bytes=server.max_header_bytes,
         timing_metadata=server.timing_headers,
         witness=witness,
         limits=limits(server),
     )
+
+
+def _connection_age_s(server: ServerOptions) -> float | None:
+    if server.grpc_connection_age_s is not None:
+        return server.grpc_connection_age_s
+    # gRPC's own stop fails calls that are on their way, so connections must have moved before. A third: those that come
+    # back before the balancer has learned (two thirds at most) are asked once more within the window.
+    return server.lame_duck_s / 3 or None
 
 
 def spans(server: ServerOptions) -> Spans | None:

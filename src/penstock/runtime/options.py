@@ -49,6 +49,13 @@ class ServerOptions:
     lame_duck_s: float = option(
         0.0, "Time between not-ready and closing the listeners after SIGTERM.", unit="s", minimum=0
     )
+    grpc_connection_age_s: float | None = option(
+        None,
+        "Age at which a gRPC connection is asked to be made anew, so that its caller finds other servers; calls on it "
+        "finish. Unset is a third of lame_duck_s, or no limit without one.",
+        unit="s",
+        minimum=0.1,
+    )
     grace_s: float = option(30.0, "Time for requests in flight to finish after SIGTERM.", unit="s", minimum=0)
     model_control: str = option(
         "poll", "Who decides what is loaded: the files once, the files polled, or calls.",
@@ -184,6 +191,11 @@ def _server_faults(server: Resolved[ServerOptions]) -> Iterator[str]:
         yield "tls_client_ca has no effect without tls_cert and tls_key"
     if given("grpc_port") and not options.grpc:
         yield f"grpc_port ({origin['grpc_port']}) has no effect with grpc = false ({origin['grpc']})"
+    if options.grpc_connection_age_s is not None and not options.grpc:
+        yield (
+            f"grpc_connection_age_s ({origin['grpc_connection_age_s']}) has no effect with grpc = false "
+            f"({origin['grpc']})"
+        )
     if options.grpc and options.http_port == options.grpc_port != 0:
         yield f"http_port and grpc_port are both {options.http_port}; give them different ports"
     if given("poll_s") and options.model_control != "poll":

@@ -262,7 +262,8 @@ class Connection(asyncio.Protocol):
     def _idle(self) -> None:
         """Every answer is out."""
         reader = self._reader
-        if self._eof or (self._site.draining and reader.state == START):
+        # While draining, an answer that was made before it says nothing: its client may be sending the next request.
+        if self._eof or (self._site.closing and reader.state == START):
             self._close(lingers=False)
         elif reader.state == START:
             reader.since = self._site.now

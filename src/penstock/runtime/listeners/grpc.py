@@ -46,6 +46,7 @@ class GrpcOptions:
     max_stream_in_flight: int = 256  # requests of one stream that are worked on; more are not read
     witness: Witness | None = None  # notes requests in spans or the access log; None: neither is on
     reuse_port: bool = False  # several listeners share one port
+    connection_age_s: float | None = None  # then a connection is asked to be made anew (GOAWAY), give or take a tenth
     limits: Limits = field(default_factory=Limits)
 
 
@@ -162,7 +163,9 @@ def _ipv4_only(host: str, port: int) -> Iterator[int]:
 
 def _arguments(options: GrpcOptions) -> list[tuple[str, int]]:
     """Channel arguments. Source: grpc/impl/channel_arg_names.h."""
+    age_s = options.connection_age_s
     return [
+        *([] if age_s is None else [("grpc.max_connection_age_ms", max(1, round(age_s * 1000)))]),
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", options.max_metadata_bytes),

@@ -100,6 +100,7 @@ class HttpListener:
         for _ in range(2):  # requests that have arrived are read before "idle" is judged
             await asyncio.sleep(0)
         await self._emptied(min(give_up, (self._winding_since or 0.0) + LAST_REQUESTS_S) - now())
+        site.closing = True
         for connection in tuple(site.connections):
             connection.wind_down()
         await self._emptied(give_up - now())

@@ -30,6 +30,7 @@ class Site:
     """Shared by the connections of one listener; lives on the loop's thread."""
 
     __slots__ = (
+        "closing",
         "connections",
         "counters",
         "door",
@@ -53,7 +54,8 @@ class Site:
         self.connections: set[Open] = set()
         self.empty = asyncio.Event()  # set when the last connection has gone
         self.serving = 0  # connections that were not refused
-        self.draining = False
+        self.draining = False  # answers say that they are the last of their connection
+        self.closing = False  # idle connections close without a word
         self.now = time.monotonic()  # as of the last tick: good enough for timeouts, and free
 
     def tick(self) -> None:
