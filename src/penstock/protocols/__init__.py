@@ -36,7 +36,10 @@ class Limits:
 
 @dataclass(slots=True)
 class HttpRequest:
-    """One whole HTTP request. Header names are lower case, as bytes; the path is percent-decoded and has no query."""
+    """One whole HTTP request. Header names are lower case, as bytes; the path is percent-decoded and has no query.
+
+    Protocols count a deadline in the body from `received`; the listener moves it to `began`: a slow upload counts.
+    """
 
     method: str
     path: str
@@ -46,6 +49,7 @@ class HttpRequest:
     match: Mapping[str, str] = field(default_factory=dict)  # the route's {names}
     received: float = 0.0
     limits: Limits = Limits()
+    began: float = 0.0  # monotonic: its first byte came
 
     def header(self, name: bytes, default: str = "") -> str:
         """The text of a header, latin-1, or `default`."""

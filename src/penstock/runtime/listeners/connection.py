@@ -10,7 +10,10 @@ thrown away for `linger_s`. Closing at once would reset the connection, and the 
 
 A client that is gone looks at first like one that has only finished sending: both are a FIN. While an answer is owed,
 we find out by sending what every client must skip ("100 Continue", RFC 9110 15.2; in an event stream, a comment): the
-kernel of a closed socket answers with a reset, which shows in our socket's state within a round trip.
+kernel of a closed socket answers with a reset, which shows in our socket's state within a round trip. While reading is
+paused the loop is told of neither, so we look for them ourselves.
+
+An answer has its request's deadline: a reader who has not taken it by then is cut, as one who takes nothing for long.
 
 No exception may leave a callback: uvloop would close the transport.
 """
@@ -23,6 +26,7 @@ import socket
 from collections import deque
 from typing import cast
 
+from penstock.core.messages import NO_DEADLINE
 from penstock.protocols import HttpRequest, HttpResponse
 from penstock.runtime.listeners.heads import CONTINUE, Rendered, plain_error
 from penstock.runtime.listeners.reader import BODY, CLOSED, HEAD, START, Reader
@@ -33,7 +37,8 @@ from penstock.runtime.listeners.turn import Turn
 log = logging.getLogger("penstock.http")
 
 _LOOKS_S = (0.005, 0.03, 0.1)  # when to look for the probe's reset; after these, every tick
-_TCP_CLOSE = 7  # linux/tcp_states.h; the state is the first byte of TCP_INFO
+_PAUSED_LOOK_S = 0.025  # a queued request is to be gone 50 ms after its caller
+_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # linux/tcp_states.h; the state is the first byte of TCP_INFO
 _SPARE_REFUSALS = 1000  # connections over the limit that are told so; more are dropped without a word
 
 
@@ -41,8 +46,9 @@ class Connection(asyncio.Protocol):
     """One client's connection. Lives on the loop's thread."""
 
     __slots__ = (
-        "_beginning", "_closing_since", "_eof", "_lingering_since", "_looks", "_reader", "_reading", "_served", "_site",
-        "_transport", "_turns", "_waiting", "_wakers", "_write_since", "counters", "door", "heads", "options",
+        "_beginning", "_closing_since", "_eof", "_lingering_since", "_looking", "_looks", "_reader", "_reading",
+        "_send_by", "_sending", "_served", "_site", "_transport", "_turns", "_waiting", "_wakers", "_write_since",
+        "counters", "door", "heads", "options",
     )  # fmt: skip
 
     def __init__(self, site: Site) -> None:
@@ -61,7 +67,10 @@ class Connection(asyncio.Protocol):
         self._served = False
         self._eof = False
         self._looks = 0
+        self._looking = False  # for a client that left while nothing is read
         self._write_since: float | None = None  # the transport's buffer is full
+        self._sending = NO_DEADLINE  # of the answer that was written last
+        self._send_by = NO_DEADLINE  # of the answer that fills the buffer
         self._closing_since: float | None = None
         self._lingering_since: float | None = None
 
@@ -126,6 +135,8 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_since = self._site.now
+        turns = self._turns
+        self._send_by = turns[0].deadline if turns and turns[0].started else self._sending
         self._steer()
 
     def resume_writing(self) -> None:
@@ -170,6 +181,7 @@ class Connection(asyncio.Protocol):
             return  # abandoned, or others come first
         while turns and (output := turns[0].output) is not None:
             done = turns.popleft()
+            self._sending = done.deadline
             self._send(output)
             if not done.keep_alive:
                 self._close(done.lingers)
@@ -216,8 +228,13 @@ class Connection(asyncio.Protocol):
             if since is not None and now - since > limit + slack:
                 self.cut()
                 return
+        if self._write_since is not None and now > self._send_by + slack:
+            self.cut()
+            return
         if self._eof and self._turns:
             self._look_once()
+        if reader.state == BODY and reader.late(now - slack):
+            reader.refuse(504, "deadline", "the deadline passed while the request's body was on its way")
         if not self._reading or reader.state == CLOSED or reader.awaits_continue:
             return
         waited = now - reader.since - slack
@@ -295,6 +312,9 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
         else:
             transport.pause_reading()
+            if not self._looking:
+                self._looking = True
+                asyncio.get_running_loop().call_later(_PAUSED_LOOK_S, self._look_paused)
 
     def _close(self, lingers: bool) -> None:
         """Closes when what is written has been sent."""
@@ -331,16 +351,34 @@ class Connection(asyncio.Protocol):
             self._looks += 1
             asyncio.get_running_loop().call_later(delay_s, self._look)
 
+    def _look_paused(self) -> None:
+        """While nothing is read: looks whether the client has gone, with the probe as soon as it sends no more."""
+        if self._transport is None or self._reading or self._transport.is_closing():
+            self._looking = False
+            return
+        state = self._tcp_state()
+        if state == _TCP_CLOSE:
+            self.cut()
+            return
+        delay_s = _PAUSED_LOOK_S
+        if state == _TCP_CLOSE_WAIT and self._turns and not self._looks:
+            self._looks, delay_s = 1, _LOOKS_S[0]
+            self.write(self._turns[0].probe())
+        asyncio.get_running_loop().call_later(delay_s, self._look_paused)
+
     def _look_once(self) -> bool:
         """Whether the client has reset the connection, which is then cut."""
-        transport = self._transport
-        if transport is None or not hasattr(socket, "TCP_INFO"):
-            return False
-        try:
-            state = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-        except OSError:
-            return False
-        if state == _TCP_CLOSE:
+        if self._tcp_state() == _TCP_CLOSE:
             self.cut()
             return True
         return False
+
+    def _tcp_state(self) -> int:
+        """What the kernel says of the connection; 0 where it cannot be asked."""
+        transport = self._transport
+        if transport is None or not hasattr(socket, "TCP_INFO"):
+            return 0
+        try:
+            return int(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
+        except OSError:
+            return 0

@@ -18,6 +18,7 @@ copy each piece once more. The buffer's pages become real only as bytes arrive, 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Final, Protocol
 
@@ -41,7 +42,17 @@ _DIRECT_BYTES = 64 << 10
 _DROPPED_BYTES = 64 << 10  # largest body of a refused request that is read and dropped to keep the connection
 _FRAMING_BYTES = 64 << 10  # what a chunked body may carry beside its data (extensions are legal, and unused) …
 _FRAMING_PER_PIECE = 16  # … and for each chunk
+TIMEOUT: Final = b"penstock-timeout-ms"  # the header with a request's deadline, from its first byte
 _CRASHED = "internal error; the server's log has the traceback"
+
+
+def timeout_of(text: bytes) -> float | None:
+    """The seconds that the header says; None when it says nothing that could be meant."""
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        return None
+    return milliseconds / 1000.0 if 0.0 < milliseconds < math.inf else None
 
 
 class Sink(Protocol):
@@ -81,9 +92,9 @@ class Reader:
     """The reading half of a connection. `state` and `since` (the site's clock) are read by its timeouts."""
 
     __slots__ = (
-        "_began", "_body", "_body_bytes", "_chunked", "_counted", "_direct_left", "_dropped", "_found", "_head_bytes",
-        "_headers", "_keep_alive", "_length", "_method", "_options", "_parser", "_pieces", "_sink", "_site", "_target",
-        "_unheld", "_upgrade", "_version", "awaits_continue", "since", "state", "untouched",
+        "_began", "_began_at", "_body", "_body_bytes", "_chunked", "_counted", "_direct_left", "_dropped", "_found",
+        "_head_bytes", "_headers", "_keep_alive", "_length", "_method", "_options", "_parser", "_pieces", "_sink",
+        "_site", "_target", "_unheld", "_upgrade", "_version", "awaits_continue", "since", "state", "untouched",
     )  # fmt: skip
 
     def __init__(self, site: Site, sink: Sink) -> None:
@@ -95,6 +106,7 @@ class Reader:
         self.since = site.now
         self.untouched = True  # nothing was ever received
         self._began = False
+        self._began_at = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -145,6 +157,14 @@ class Reader:
             self._sink.refused(plain_error(status, message))
             self._reset()
 
+    def late(self, now: float) -> bool:
+        """Whether the deadline in the head of the request passed while its body is on its way."""
+        text = self._headers.get(TIMEOUT)
+        if text is None or self.state != BODY:
+            return False
+        timeout_s = timeout_of(text)
+        return timeout_s is not None and self._began_at + timeout_s < now
+
     def close(self) -> None:
         """Stops reading and lets go of what was read, of the parser and of the sink (which hold each other)."""
         self.state = CLOSED
@@ -159,6 +179,7 @@ class Reader:
             self.state = HEAD
             self.since = self._site.now
             self._began = True
+            self._began_at = time.monotonic()
 
     def on_url(self, target: bytes) -> None:
         self._target += target
@@ -357,7 +378,7 @@ class Reader:
         if isinstance(found, Found):
             http = HttpRequest(
                 method, found.path, self._headers, body.toreadonly() if isinstance(body, memoryview) else body,
-                found.query, found.names, time.monotonic(), self._options.limits,
+                found.query, found.names, time.monotonic(), self._options.limits, self._began_at,
             )  # fmt: skip
         else:
             http = HttpRequest(method, "", self._headers, received=time.monotonic())

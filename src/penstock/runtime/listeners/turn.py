@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.core.errors import Cancelled, Internal, InvalidInput, PenstockError
 from penstock.core.http_status import http_status
-from penstock.core.messages import Request, Response, Timings
+from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
 from penstock.protocols import CallRoute, Exchange, HttpRequest, HttpResponse, InferRoute, StreamExchange, StreamRoute
 from penstock.runtime.listeners.heads import (
     CONTINUE,
@@ -29,6 +28,7 @@ from penstock.runtime.listeners.heads import (
     render_headers,
     retry_after,
 )
+from penstock.runtime.listeners.reader import TIMEOUT, timeout_of
 from penstock.runtime.listeners.router import Found
 from penstock.runtime.listeners.witness import Sight, take_http_trace
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("penstock.http")
 
-_TIMEOUT = b"penstock-timeout-ms"
 _TIMING = b"penstock-timing"
 _REQUEST_ID = b"x-request-id"
 _TRACEPARENT = b"traceparent"
@@ -78,8 +77,8 @@ class Turn:
     """One request and its answer."""
 
     __slots__ = (
-        "abandoned", "admitted", "comments", "exchange", "future", "head_only", "http", "http10", "keep_alive",
-        "lingers", "output", "sight", "started", "target", "task", "wire",
+        "abandoned", "admitted", "comments", "deadline", "exchange", "future", "head_only", "http", "http10",
+        "keep_alive", "lingers", "output", "sight", "started", "target", "task", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +91,7 @@ class Turn:
         self.http10 = http10
         self.head_only = http.method == "HEAD"
         self.lingers = False  # the answer goes out while the client may still be sending
+        self.deadline = NO_DEADLINE  # the caller's own, for the sending too
         self.started = False  # a stream whose head is out
         self.comments = False  # a started stream in which comments may stand between events
         self.abandoned = False
@@ -200,15 +200,15 @@ class Turn:
         if witness is not None:
             self.admitted = True
             self.sight = witness.see(request)
-        text = http.headers.get(_TIMEOUT)
+        if request.deadline != NO_DEADLINE and http.began:
+            request.deadline -= http.received - http.began
+        text = http.headers.get(TIMEOUT)
         if text is not None:
-            try:
-                milliseconds = float(text)
-            except ValueError:
-                milliseconds = math.nan
-            if not 0.0 < milliseconds < math.inf:
+            timeout_s = timeout_of(text)
+            if timeout_s is None:
                 raise InvalidInput("penstock-timeout-ms must be a number of milliseconds above 0")
-            request.deadline = min(request.deadline, http.received + milliseconds / 1000.0)
+            request.deadline = min(request.deadline, (http.began or http.received) + timeout_s)
+        self.deadline = request.deadline
 
     def _finished(self, future: asyncio.Future[Response]) -> None:
         """The door has answered: encode and write. Runs as the future's callback.
