@@ -19,7 +19,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def serve(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH", help="Model files, folders of numbered versions, or `file.py:Name`."),
+        typer.Argument(
+            metavar="PATH",
+            help="Model files, folders of numbered versions, archives of them (.tar.gz, .zip), or `file.py:Name`.",
+        ),
     ] = None,
     trust: Annotated[
         list[str] | None,
@@ -40,18 +43,21 @@ def serve(
     import uvloop
 
     from penstock.cli.startup import announce
+    from penstock.packaging.unpack import unpacked
     from penstock.runtime.assemble import Offers, Written, effective
     from penstock.runtime.server import run
     from penstock.runtime.workers import heap
 
-    written = Written(paths or (), server or {}, model or {}, trust or ())
-    configuration = effective(written, config)
-    if not configuration.models:
-        raise InvalidInput(
-            "there is nothing to serve: give a model file, a folder or file.py:Name, or a penstock.toml with "
-            "[models.NAME] tables"
-        )
-    options = configuration.server.value
-    offered = Offers(written, config, configuration)
-    heap.share_one()
-    uvloop.run(run(options, offered, on_ready=lambda status: announce(status, options)))
+    with unpacked(paths or ()) as folders:
+        given, trusted = ([folders.get(path, path) for path in some or ()] for some in (paths, trust))
+        written = Written(given, server or {}, model or {}, trusted)
+        configuration = effective(written, config)
+        if not configuration.models:
+            raise InvalidInput(
+                "there is nothing to serve: give a model file, a folder or file.py:Name, or a penstock.toml with "
+                "[models.NAME] tables"
+            )
+        options = configuration.server.value
+        offered = Offers(written, config, configuration)
+        heap.share_one()
+        uvloop.run(run(options, offered, on_ready=lambda status: announce(status, options)))

@@ -68,6 +68,8 @@ class Offers:
         self._file = file
         self._last = [model.value for model in first.models]
         self._trouble = ""
+        self._roots: dict[str, str] = {}  # model's path -> the path given that it was found below
+        self._outside: set[str] = set()
 
     def __call__(self) -> list[ModelOptions]:
         """One entry per model; one whose own settings cannot be read has those it had, or none."""
@@ -84,7 +86,9 @@ class Offers:
                 broken.update(model.path for model in last)
                 return last
             broken.update(problems)
-            return [*found, *(ModelOptions(name=safe_name(Path(child).stem), path=child) for child in problems)]
+            entries = [*found, *(ModelOptions(name=safe_name(Path(child).stem), path=child) for child in problems)]
+            self._roots.update({entry.path: path for entry in entries})
+            return entries
 
         try:
             models = [model.value for model in effective(self._written, self._file, entries_of).models]
@@ -92,11 +96,24 @@ class Offers:
             if str(error) != self._trouble:
                 log.warning("configuration_not_taken", extra={"error": str(error)})
             self._trouble = str(error)
-            return self._last
+            return self._inside()
         before = {model.path: model for model in self._last}
         self._last = [before.get(model.path, model) if model.path in broken else model for model in models]
         self._trouble = ""
-        return self._last
+        return self._inside()
+
+    def _inside(self) -> list[ModelOptions]:
+        """The last models without those whose place has become a link that leads out of the folder given. The source
+        would follow it: it takes each entry's path for one that somebody wrote."""
+        outside = {model.path for model in self._last if not self._is_inside(model.path)}
+        for path in outside - self._outside:
+            log.warning("model_refused", extra={"error": f"{path} leads out of {self._roots[path]} by a link"})
+        self._outside = outside
+        return [model for model in self._last if model.path not in outside]
+
+    def _is_inside(self, path: str) -> bool:
+        root = self._roots.get(path, path)
+        return root == path or Path(path).expanduser().resolve().is_relative_to(Path(root).expanduser().resolve())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Models as files that travel: archives, and what they may not do when they are opened."""
