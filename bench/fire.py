@@ -43,9 +43,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Length that scenarios are multiples of.")] = 6.0,
     work_ms: Annotated[float, typer.Option(help="How long the model takes for a batch.")] = 40.0,
     grpc_share: Annotated[float, typer.Option(help="Share of the load that comes over gRPC.")] = 0.0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the findings here, not into bench/results.")
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the findings.")] = None,
 ) -> None:
     """Carries the scenarios out on each server and prints what was found."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # leave no server behind

@@ -72,9 +72,14 @@ class Contestant:
         self.says = self.says or self._own_version()
 
     def measure(self, plan: ledger.Plan, seconds: float) -> None:
-        """Finds out its capacity, once. Raises what `ledger.capacity` raises."""
+        """Finds out its capacity, once. Raises what `ledger.capacity` raises.
+
+        The better of two measurements counts: connections are spread by chance over workers that accept themselves.
+        """
         if not self.capacity:
-            self.capacity = asyncio.run(ledger.capacity(self.target, plan, ledger_inputs(), seconds, AT_ONCE))
+            self.capacity = max(
+                asyncio.run(ledger.capacity(self.target, plan, ledger_inputs(), seconds / 2, AT_ONCE)) for _ in range(2)
+            )
 
     def remember(self) -> None:
         """Notes which processes and which shared memory it has, to find them when it is gone."""

@@ -46,6 +46,7 @@ class Finding:
     live_max_s: float | None = None
     counted_by: str = ""
     generator_late_p99_s: float = 0.0
+    generator_on_time: bool = True  # else "late" is not judged
     events: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, object]:
@@ -66,7 +67,7 @@ def take_report(finding: Finding, report: Report, scenario: Scenario) -> None:
     refused = any(judged.outcomes[outcome] for outcome in ("quota", "unavailable"))
     finding.refusal_p99_s = judged.refusal_p99_s if refused else None
     finding.counted_by = report.before.source if report.before is not None else ""
-    finding.generator_late_p99_s = report.lag_p99_s
+    finding.generator_late_p99_s, finding.generator_on_time = report.lag_p99_s, report.on_time
     finding.events += [f"{event.at:.2f} s: {event.what}" for event in report.events]
     if len(report.memory) > 1 and not scenario.fault:
         finding.grown_bytes = report.memory[-1].rss_bytes - report.memory[0].rss_bytes

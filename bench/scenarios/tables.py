@@ -60,7 +60,8 @@ def _scenario_table(scenario: Scenario, rows: Sequence[Finding], contestants: Ma
     table.add_column("notes")
     for row in rows:
         server = contestants[row.server].server
-        notes = [f"deadlines: {server.deadlines}", row.trouble]
+        unjudged = "" if row.generator_on_time else "the generator was late itself, so lateness is not judged"
+        notes = [f"deadlines: {server.deadlines}", unjudged, row.trouble]
         table.add_row(row.server, *(cell(row) for _, cell in used), "; ".join(filter(None, notes)))
     return table
 
