@@ -104,7 +104,12 @@ async def _report(engine: RemoteEngine, listener: HttpListener, recorded: Spans 
 
 
 def main() -> None:
-    """The process's entry point; its one argument is the number of the inherited socket."""
+    """The process's entry point. Its arguments: the number of the inherited socket, and the engine's `wire.VERSION`."""
+    if sys.argv[2:] != [str(wire.VERSION)]:
+        sys.exit(
+            f"front: the engine speaks version {' '.join(sys.argv[2:]) or 'none'} of the front protocol, this process "
+            f"{wire.VERSION}: the package was replaced under a running server; restart it"
+        )
     import uvloop
 
     # Service managers send theirs to every process; the engine's process decides when a front ends.

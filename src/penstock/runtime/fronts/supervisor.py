@@ -158,7 +158,7 @@ class Fronts:
 def _launch(sock: socket.socket) -> subprocess.Popen[bytes]:
     # Not by asyncio: its fork would run grpc's handlers for forks, which may block. This one is a vfork and exec.
     return subprocess.Popen(
-        [sys.executable, "-m", "penstock.runtime.fronts.main", str(sock.fileno())],
+        [sys.executable, "-m", "penstock.runtime.fronts.main", str(sock.fileno()), str(wire.VERSION)],
         pass_fds=[sock.fileno()],
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # ^C in a terminal reaches the engine's process only, which tells its fronts

@@ -1,7 +1,8 @@
 """Messages between a front process and the engine's process, and their framing on a stream socket.
 
 A frame is a prefix (header bytes, payload bytes), a MessagePack header and a payload of raw tensors, laid out as the
-worker protocol lays them (`workers.frame`). Both ends are one version of this package: the engine starts the fronts.
+worker protocol lays them (`workers.frame`). Both ends speak the same `VERSION`: a front is told the engine's when it is
+started, and refuses another, as when the package was replaced under a running server.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from penstock.runtime.workers.frame import TensorHead
 
 log = logging.getLogger("penstock.fronts")
 
+VERSION = 1  # another one whenever the messages below, or what they hold, change between releases
 _PREFIX = struct.Struct("<II")
 # A frame is one request or answer: the listener's own limits are far below, so more can only be a fault.
 _MOST_BYTES = (1 << 32) - 1

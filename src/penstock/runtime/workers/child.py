@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
@@ -61,6 +62,8 @@ def main(doorbell: int, pulse: int, parent: int) -> None:
     code = 1
     try:
         code = _serve(channel, Pulse(pulse, writable=True))
+    except Exception:  # outermost: the front cannot be reached, or speaks another protocol
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -26,7 +26,7 @@ from penstock.core.servable import LoadContext, Signature, Tensors
 from penstock.core.tensor import NUMPY_OF, Array, bytes_from_wire, bytes_to_wire, element_count, normal
 from penstock.core.trace import RequestTrace
 
-VERSION = 1
+VERSION = 1  # another one whenever the messages below, or what they hold, change between releases
 ALIGN = 64  # a cache line, and what vector instructions of any framework want
 PREFIX = struct.Struct("<BBHIQ")  # version, flags, slot, header bytes, bytes of the area or of the inline payload
 PAYLOAD_IN_AREA, HEADER_IN_AREA = 1, 2
@@ -269,7 +269,10 @@ def parse_prefix(data: Buffer) -> Prefix:
         raise Internal(f"a message of {len(data)} bytes is too short to be one")
     version, flags, slot, header_bytes, size = PREFIX.unpack_from(data)
     if version != VERSION:
-        raise Internal(f"the other process speaks version {version} of the worker protocol, this one {VERSION}")
+        raise Internal(
+            f"the other process speaks version {version} of the worker protocol, this one {VERSION}: the package was "
+            "replaced under a running server; restart it"
+        )
     if flags & ~(PAYLOAD_IN_AREA | HEADER_IN_AREA):
         raise Internal(f"unknown flags {flags} in a message")
     if size > sys.maxsize:
