@@ -617,6 +617,16 @@ async def test_an_asyncio_batch_beyond_its_deadline_is_cancelled(start: Starter)
     assert worker.free_slots == 8
 
 
+async def test_an_asyncio_batch_that_is_abandoned_before_it_begins_is_answered_too(start: Starter) -> None:
+    worker = await start("together")
+    for _ in range(50):
+        future: asyncio.Future[BatchResult | PenstockError] = asyncio.get_running_loop().create_future()
+        worker.abandon(worker.run(one(X, n=1), future.set_result))
+        async with asyncio.timeout(10.0):
+            await future
+    assert worker.free_slots == 8
+
+
 async def test_an_asyncio_error_fails_its_batch_alone(start: Starter) -> None:
     worker = await start("together")
     good, bad = submit(worker, one(X, n=2)), submit(worker, one(X, n=2, do="raise"))

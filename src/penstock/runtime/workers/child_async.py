@@ -67,7 +67,10 @@ class Server:
             job = self._jobs.get(message.id)
             if job is not None:
                 job[1].cancelled = True
-                job[0].cancel()
+                if job[
+                    1
+                ].begun:  # a task that is cancelled before it began never answers: it sees the flag when it begins
+                    job[0].cancel()
         elif isinstance(message, frame.Close):
             self._closing.set()
 
@@ -80,8 +83,11 @@ class Server:
         self._closing.set()
 
     async def _work(self, run: frame.Run, received: Received, flow: AsyncFlow) -> None:
-        Calling(run)  # in this task's own context, which ends with it
+        flow.begun = True
         try:
+            Calling(run)  # in this task's own context, which ends with it
+            if flow.cancelled:
+                raise Cancelled("the caller left")
             inputs = frame.unpack(run.tensors, received.payload, owned=False)
             self._pulse.begin(run.id)  # tasks begin in the order in which they are made
             left_s = run.deadline - time.monotonic()
@@ -158,3 +164,4 @@ class AsyncFlow(Flow):
     def __init__(self) -> None:
         super().__init__()
         self.moved = asyncio.Event()
+        self.begun = False
