@@ -16,16 +16,16 @@ def verdict(quarantine: Quarantine, inputs: dict[str, np.ndarray], now: float) -
 def convicted(now: float = 0.0, deaths: int = 2) -> Quarantine:
     quarantine = Quarantine()
     for _ in range(deaths):
-        quarantine.add(POISON, now, alone=True)
+        quarantine.add([POISON], now, alone=True)
     return quarantine
 
 
 def test_suspect_runs_alone_and_convict_is_refused_while_others_are_free() -> None:
     quarantine = Quarantine()
     assert not quarantine
-    quarantine.add(POISON, 0.0, alone=False)
+    quarantine.add([POISON], 0.0, alone=False)
     assert verdict(quarantine, POISON, 1.0) == ALONE
-    quarantine.add(POISON, 1.0, alone=True)
+    quarantine.add([POISON], 1.0, alone=True)
     assert quarantine.judge(POISON, 2.0) == (REFUSED, 2, 59.0)
     assert verdict(quarantine, OTHER, 2.0) == FREE
     assert verdict(quarantine, {"x": POISON["x"].astype("f4")}, 2.0) == FREE
@@ -43,10 +43,19 @@ def test_answer_clears_a_suspect_for_good() -> None:
 def test_company_shares_the_blame() -> None:
     quarantine = Quarantine()
     for death in range(3):
-        quarantine.add(OTHER, 0.0, alone=False)
+        quarantine.add([OTHER], 0.0, alone=False)
         assert verdict(quarantine, OTHER, 0.0) == ALONE, f"refused after {death + 1} deaths in company"
-    quarantine.add(OTHER, 0.0, alone=False)
+    quarantine.add([OTHER], 0.0, alone=False)
     assert verdict(quarantine, OTHER, 0.0) == REFUSED
+
+
+def test_equal_requests_of_one_batch_are_one_suspect_of_one_death() -> None:
+    quarantine = Quarantine()
+    quarantine.add([POISON] * 5 + [OTHER], 0.0, alone=True)
+    assert (verdict(quarantine, POISON, 1.0), verdict(quarantine, OTHER, 1.0)) == (ALONE, ALONE)
+    for number in range(2):
+        quarantine.add([OTHER] * 3, 2.0 + number, alone=True)
+    assert verdict(quarantine, OTHER, 4.0) == REFUSED, "a batch of nothing else is as good as alone"
 
 
 def test_convict_gets_one_trial_at_a_time_and_each_death_doubles_the_wait() -> None:
@@ -54,18 +63,18 @@ def test_convict_gets_one_trial_at_a_time_and_each_death_doubles_the_wait() -> N
     assert verdict(quarantine, POISON, 59.0) == REFUSED
     assert verdict(quarantine, POISON, 61.0) == ALONE
     assert verdict(quarantine, POISON, 61.1) == REFUSED, "a crowd of equal requests must not all be tried"
-    quarantine.add(POISON, 62.0, alone=True)
+    quarantine.add([POISON], 62.0, alone=True)
     assert verdict(quarantine, POISON, 62.0 + 119.0) == REFUSED
     assert verdict(quarantine, POISON, 62.0 + 121.0) == ALONE
     for _ in range(20):
-        quarantine.add(POISON, 200.0, alone=True)
+        quarantine.add([POISON], 200.0, alone=True)
     assert quarantine.judge(POISON, 200.0)[2] == pytest.approx(3600.0)
 
 
 def test_memory_is_bounded_and_old_deaths_are_forgotten() -> None:
     quarantine = Quarantine()
     for number in range(5000):
-        quarantine.add({"x": np.array([float(number)])}, 0.0, alone=True)
+        quarantine.add([{"x": np.array([float(number)])}], 0.0, alone=True)
     assert len(quarantine) == 1024
     assert verdict(quarantine, {"x": np.array([0.0])}, 1.0) == FREE
     assert verdict(quarantine, {"x": np.array([4999.0])}, 1.0) == ALONE
@@ -85,7 +94,7 @@ def test_memory_is_bounded_and_old_deaths_are_forgotten() -> None:
 )
 def test_contents_of_every_kind_are_recognised(inputs: dict[str, np.ndarray]) -> None:
     quarantine = Quarantine()
-    quarantine.add(inputs, 0.0, alone=True)
+    quarantine.add([inputs], 0.0, alone=True)
     copies = {name: array.copy() for name, array in inputs.items()}
     assert verdict(quarantine, copies, 1.0) == ALONE
 
@@ -94,7 +103,7 @@ def test_equal_beginnings_do_not_convict_other_contents() -> None:
     first, second = np.zeros(1000), np.zeros(1000)
     second[-1] = 1.0
     quarantine = Quarantine()
-    quarantine.add({"x": first}, 0.0, alone=True)
+    quarantine.add([{"x": first}], 0.0, alone=True)
     assert verdict(quarantine, {"x": second}, 1.0) == FREE
     quarantine.clear({"x": second})
     assert verdict(quarantine, {"x": first}, 1.0) == ALONE

@@ -160,7 +160,7 @@ class Batcher:
 
     def note_death(self, inputs: Tensors, *, alone: bool) -> None:
         """Remembers that a worker died while it answered these inputs with a stream; `alone`: and nothing else."""
-        self._quarantine.add(inputs, time.monotonic(), alone=alone)
+        self._quarantine.add([inputs], time.monotonic(), alone=alone)
 
     def note_answer(self, inputs: Tensors) -> None:
         """Forgets deaths with these inputs: they have been answered."""
@@ -326,9 +326,8 @@ class Batcher:
     def _finish_failed(self, running: Running, error: PenstockError) -> None:
         entries = running.entries
         if isinstance(error, WorkerLost) and (error.begun or entries[0].returns >= MOST_RETURNS):
-            now, alone = time.monotonic(), len(entries) == 1 and not error.in_company
-            for entry in entries:
-                self._quarantine.add(entry.request.inputs, now, alone=alone)
+            held = [entry.request.inputs for entry in entries]
+            self._quarantine.add(held, time.monotonic(), alone=not error.in_company)
         elif isinstance(error, DeadlineExceeded):  # a coroutine was cancelled at its deadline
             self._admission.learn_at_least(running.rows, time.monotonic() - running.dispatched)
         elif self._closed is None and isinstance(error, WorkerLost):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.core.servable import Tensors
@@ -49,9 +50,13 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._suspects)
 
-    def add(self, inputs: Tensors, now: float, *, alone: bool) -> None:
-        """Notes that a worker died while it held these inputs; `alone`: and nothing else."""
-        key = _digest(inputs)
+    def add(self, held: Sequence[Tensors], now: float, *, alone: bool) -> None:
+        """Notes that a worker died while it held these inputs; `alone`: and nothing else. Equal ones took part once."""
+        distinct = {_digest(inputs): inputs for inputs in held}
+        for key, inputs in distinct.items():
+            self._add(key, inputs, now, alone=alone and len(distinct) == 1)
+
+    def _add(self, key: bytes, inputs: Tensors, now: float, *, alone: bool) -> None:
         suspect = self._drop(key) or _Suspect(_mark(inputs))
         suspect.deaths += 1
         suspect.deaths_alone += alone
