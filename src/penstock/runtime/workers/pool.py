@@ -139,6 +139,7 @@ class Pool:
     async def _fill(self, index: int, delay_s: float) -> None:
         """Tries until the seat has a warmed process."""
         seat = self._seats[index]
+        failures = 0
         while not self._closing:
             await asyncio.sleep(delay_s)
             worker: WorkerProcess | None = None
@@ -151,8 +152,8 @@ class Pool:
                     raise LoadError("the worker ended during its warm-up")
             except (PenstockError, TimeoutError) as error:
                 seat.last_error = str(error) or f"no answer to the warm-up within {self._load_timeout_s:g} s"
-                seat.deaths_in_row = max(seat.deaths_in_row, 0) + 1
-                delay_s = _backoff_s(seat.deaths_in_row, _LONGEST_DELAY_S)
+                failures += 1
+                delay_s = _backoff_s(failures, _LONGEST_DELAY_S)
                 log.error("worker_start_failed", extra={"seat": index, "error": seat.last_error, "retry_in_s": delay_s})
                 self._on_change()
                 if worker is not None:
