@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from penstock.cli.output import out
 from penstock.core.tensor import TensorSpec, element_count
+from penstock.telemetry.outlet import silence
 
 if TYPE_CHECKING:
     from penstock.core.door import ModelDescription
@@ -24,7 +25,14 @@ SHORT_ENOUGH = 256
 
 def announce(status: ServerStatus, options: ServerOptions) -> None:
     """Prints one line per ready model and a call that works: as text on a terminal, as JSON lines otherwise, or as
-    `log_format` says."""
+    `log_format` says. A server whose lines nobody can read serves all the same."""
+    try:
+        _print(status, options)
+    except OSError:  # a full disk, or a pipe without a reader
+        silence(sys.stdout, 1)
+
+
+def _print(status: ServerStatus, options: ServerOptions) -> None:
     text = options.log_format == "text" or (options.log_format == "auto" and sys.stdout.isatty())
     for model in status.models:
         line = describe(status, model)

@@ -27,6 +27,7 @@ from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.batching.ledger import Occupancy
 from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.checking import RequestCheck
+from penstock.runtime.disk import from_disk
 from penstock.runtime.sizing import OWN_WORD, asked_to_join, batch_limits, size_bytes, worker_count
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import InlineCopy, LoadedVersion
@@ -115,10 +116,10 @@ class _Loading:
     async def run(self, whole: bool) -> None:
         loaded, options = self._loaded, self._options
         began = time.monotonic()
-        self._snapshot = await asyncio.to_thread(Snapshot, loaded.path)
-        may_inline = self._may_inline()
+        self._snapshot = await from_disk(Snapshot, loaded.path)
+        may_inline = await from_disk(self._may_inline)  # looks at the files' sizes
         given_up = threading.Event()  # a thread cannot be cancelled, and a stop or a failure must not wait for this one
-        hashing = asyncio.create_task(asyncio.to_thread(artifact_sha256, loaded.path, given_up))
+        hashing = asyncio.create_task(from_disk(artifact_sha256, loaded.path, given_up))
         # The imports of an inline model overlap with the worker's start.
         importing = asyncio.create_task(asyncio.to_thread(self._preload if may_inline else _nothing))
         try:
@@ -132,6 +133,7 @@ class _Loading:
             loaded.sha256 = await hashing
         finally:
             given_up.set()
+            hashing.cancel()
             await asyncio.gather(hashing, importing, return_exceptions=True)
         inline = may_inline and self._belongs_inline()
         if not inline:
@@ -144,7 +146,7 @@ class _Loading:
             await self._go_inline()
         else:
             self._use_pool(loaded.pool)
-        if name := await asyncio.to_thread(self._snapshot.changed):
+        if name := await from_disk(self._snapshot.changed):
             raise LoadError(f"{name} changed while the model was loaded; it is loaded again once it stays the same")
         loaded.loaded_s = time.monotonic() - began
 
@@ -158,10 +160,10 @@ class _Loading:
     async def _check_again(self, worker: WorkerProcess) -> None:
         """A later worker loaded from the same files, which may be others by now: under this version's number it may
         serve nothing else."""
-        if name := await asyncio.to_thread(self._snapshot.changed):
-            if await asyncio.to_thread(artifact_sha256, self._loaded.path) != self._loaded.sha256:
+        if name := await from_disk(self._snapshot.changed):
+            if await from_disk(artifact_sha256, self._loaded.path) != self._loaded.sha256:
                 raise LoadError(f"{name} is no longer what version {self._loaded.number} was loaded from")
-            self._snapshot = await asyncio.to_thread(Snapshot, self._loaded.path)
+            self._snapshot = await from_disk(Snapshot, self._loaded.path)
         await self._warm_again(worker)
 
     # --- worker processes ---
@@ -253,7 +255,7 @@ class _Loading:
         loaded, options = self._loaded, self._options
         findings = loaded.findings
         joinable = loaded.signature.batchable and options.batch and findings.rows_independent
-        limits = self._limits() if joinable else BatchLimits(1)
+        limits = self._limits() if joinable else BatchLimits(1, join=False)
         if joinable and not findings.worth_joining and not asked_to_join(options, loaded.signature.batch):
             limits = dataclasses.replace(limits, join=False)
         loaded.check = RequestCheck(loaded.signature)

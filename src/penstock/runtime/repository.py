@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from weakref import WeakValueDictionary
 
 from penstock.core.errors import InvalidInput, LoadError, NotFound, PenstockError, Unsupported
+from penstock.runtime.disk import from_disk
 from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.sources import Source, WishedModel
@@ -83,9 +84,9 @@ class ModelRepository:
             try:
                 offered = self._offered.get(model)
                 if files:
-                    folder = await asyncio.to_thread(_write_files, files)
+                    folder = await from_disk(_write_files, files)
                     self._folders[model] = folder
-                    offered = self._from_folder(model, folder)
+                    offered = await from_disk(self._from_folder, model, folder)
                 if offered is None:
                     raise NotFound(
                         f"no model '{model}' to load; there are {', '.join(sorted(self._offered)) or 'none'}"
@@ -159,7 +160,7 @@ class ModelRepository:
     async def _look(self) -> None:
         offered: dict[str, WishedModel] = {}
         for source in self._sources:
-            for name, model in (await asyncio.to_thread(source.poll)).items():
+            for name, model in (await from_disk(source.poll)).items():
                 if name in offered:
                     raise InvalidInput(f"two models are called '{name}'; give one another name")
                 offered[name] = model

@@ -23,6 +23,7 @@ import orjson
 
 from penstock.core.errors import InvalidInput, Unsupported
 from penstock.core.messages import Parameter
+from penstock.telemetry.outlet import outlet
 
 # One line per request; silent unless asked for, as it costs more than a small request does.
 ACCESS = "penstock.access"
@@ -78,6 +79,7 @@ def configure(format: str = "auto", level: str = "info", *, access: bool = False
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
         root.removeHandler(handler)
+        handler.close()
     root.addHandler(logs.handler)
     root.setLevel(logging.WARNING)
     return logs
@@ -191,12 +193,46 @@ class _Switch(logging.Filter):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._outlet = outlet(stream)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the line, or drops it where that would wait for a reader; what was dropped is told once he reads."""
+        if self._outlet is None:
+            super().emit(record)
+            return
+        try:
+            dropped = self._outlet.dropped
+            if dropped:
+                told = logging.LogRecord("penstock.logs", logging.WARNING, "", 0, "log_lines_dropped", (), None)
+                told.lines = dropped
+                if not self._outlet.line(self.format(told)):
+                    self._outlet.dropped = dropped + 1
+                    return
+                self._outlet.dropped = 0
+            self._outlet.line(self.format(record))
+        except RecursionError:
+            raise
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        if self._outlet is not None:
+            self._outlet.close()
+            self._outlet = None
+        super().close()
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Drops the line: a full disk or a closed terminal must not stop a server. What could not be formatted is a
         mistake of ours and leaves a trace."""
         if not isinstance(sys.exc_info()[1], OSError):
+            text = _plain(f"unreadable log line from {record.name}: {record.msg!r:.200}")
             with contextlib.suppress(OSError, ValueError):
-                self.stream.write(_plain(f"unreadable log line from {record.name}: {record.msg!r:.200}") + "\n")
+                if self._outlet is not None:
+                    self._outlet.line(text)
+                else:
+                    self.stream.write(text + "\n")
 
 
 class JsonFormatter(logging.Formatter):

@@ -19,6 +19,7 @@ from penstock.core.servable import Adapter, Signature
 from penstock.runtime.artifact import Snapshot, artifact_sha256
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.checking import RequestCheck
+from penstock.runtime.disk import from_disk
 from penstock.runtime.fronts import wire
 from penstock.runtime.loading import ADAPTERS, slow_inline
 from penstock.runtime.version import InlineCopy
@@ -112,11 +113,11 @@ class Copies:
         adapter = cast(Adapter, plugins.load(ADAPTERS, wished.adapter))
         path = Path(wished.path)
         try:
-            snapshot = await asyncio.to_thread(Snapshot, path)
-            if await asyncio.to_thread(artifact_sha256, path) != wished.sha256:
+            snapshot = await from_disk(Snapshot, path)
+            if await from_disk(artifact_sha256, path) != wished.sha256:
                 raise NotReady("its files are not those that the engine loaded")
             inline = await InlineExecutor.load(adapter, path, wished.context)
-            if await asyncio.to_thread(snapshot.changed):
+            if await from_disk(snapshot.changed):
                 await inline.close(0.0)
                 raise NotReady("its files changed while they were loaded")
         except (PenstockError, OSError) as error:
