@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +129,38 @@ async def test_time_of_a_batch_is_a_median_that_a_few_long_ones_do_not_move() ->
     assert 0 < executor.compute_s < 0.005
     executor.forget_times()
     assert executor.compute_s == 0
+
+
+class Counting(Double):
+    """Streams for ever; the first item after `close` would use what is gone."""
+
+    signature = Signature(
+        (TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),), "test", False, streaming=True,
+        inline_safe=True,
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = 0
+
+    def answer(self, inputs: Tensors, parameters: Mapping[str, object]) -> Iterator[Tensors]:
+        try:
+            while True:
+                assert not self.closed
+                yield {"y": inputs["x"]}
+        finally:
+            assert not self.closed, "the stream ends before the model does"
+            self.ended += 1
+
+
+async def test_closing_ends_the_streams_under_way_first() -> None:
+    servable = Counting()
+    executor = InlineExecutor(servable, LoadContext("m", 1))
+    streams = [executor.stream({"x": X}, {}) for _ in range(3)]
+    for stream in streams:
+        await anext(stream)
+    await executor.close(0.0)
+    assert (servable.ended, servable.closed) == (3, 1)
+    for stream in streams:
+        with pytest.raises(WorkerLost, match="closed"):
+            await anext(stream)

@@ -117,13 +117,13 @@ class InlineExecutor:
                 for item in items:
                     yield answers.checked(item, self.signature, -1)
                     await asyncio.sleep(0)
-                if self.exited:  # `close` has ended the model's iterator, not the model
-                    raise WorkerLost("the model was closed")
             finally:
                 self._streams.discard(items)
                 _end(items)
         except Exception as error:
             raise self._blame(error) from None
+        if self.exited:  # `close` has ended the model's iterator, not the model
+            raise WorkerLost("the model was closed")
 
     async def close(self, grace_s: float) -> None:
         """Ends the streams that are between two items (their readers get WorkerLost), then closes the servable in a
