@@ -12,6 +12,7 @@ from typing import Final
 from penstock.client import Client
 from penstock.client.options import parse_url
 from penstock.core.errors import InvalidInput, NotReady
+from penstock.core.tensor import datatype_of
 from penstock.ledger import book, counters, payloads
 from penstock.ledger.book import Entry, Event, Target
 from penstock.ledger.checker import check
@@ -130,7 +131,9 @@ def _prepare(target: Target, plan: Plan, inputs: Sequence[Arrays] | None) -> Pay
         specs = client.metadata(target.model, target.version).inputs
     if inputs is None:
         inputs = payloads.made_up(specs, plan.rows, plan.payloads, plan.seed)
-    known = Payloads(target.model, target.version, inputs, {spec.name: spec.datatype for spec in specs})
+    guessed = {name: datatype_of(array) for one in inputs[:1] for name, array in one.items()}
+    declared = {spec.name: spec.datatype for spec in specs}
+    known = Payloads(target.model, target.version, inputs, guessed | declared)
     first, second = ([_ask(target, known, number) for number in range(len(known))] for _ in range(2))
     known.learn(first, second)
     return known
