@@ -42,6 +42,7 @@ from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.repository import ModelRepository
 from penstock.runtime.sources.local import LocalSource
 from penstock.runtime.tracing import Tracing
+from penstock.runtime.workers import heap
 from penstock.runtime.workers.cgroup import available_cores
 from penstock.telemetry import logs
 from penstock.telemetry.metrics import ListenerFigures, Metrics
@@ -151,6 +152,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
         manager.started = True
         changed()
         _settle_garbage()
+        stack.push_async_callback(_cancelled, asyncio.create_task(heap.keep_small()))
         yield _status(engine, server, http_port, grpc_port, tls is not None)
 
 

@@ -29,6 +29,7 @@ from penstock.runtime.listening import (
     spans,
 )
 from penstock.runtime.options import ServerOptions
+from penstock.runtime.workers import heap
 from penstock.telemetry import logs
 from penstock.telemetry.spans import SpanCounts, Spans
 
@@ -67,6 +68,7 @@ async def front(sock: socket.socket) -> int:
         return 1
     engine.send(wire.Started())
     figures = loop.create_task(_report(engine, listener, recorded))
+    tidying = loop.create_task(heap.keep_small())
     try:
         ends: set[asyncio.Future[Any]] = {drain, engine.closed}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -77,6 +79,7 @@ async def front(sock: socket.socket) -> int:
         return 0
     finally:
         figures.cancel()
+        tidying.cancel()
         if recorded is not None:
             await asyncio.to_thread(recorded.close, LAST_SPANS_S)
         engine.close()
@@ -115,6 +118,7 @@ def main() -> None:
     # Service managers send theirs to every process; the engine's process decides when a front ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    heap.share_one()
     with (
         contextlib.closing(socket.socket(fileno=int(sys.argv[1]))) as sock,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
