@@ -290,3 +290,41 @@ def test_one_bad_row_of_32_fails_alone(started: Any, model: str) -> None:
             assert status == 500 and "a bad row" in answer["error"]
         else:
             assert (status, answer["outputs"][0]["data"]) == (200, [3 * value])
+
+
+@pytest.mark.parametrize("executor", ["inline", "process"])
+def test_one_bad_row_of_32_fails_alone_in_a_library_model(server: Factory, tmp_path: Path, executor: str) -> None:
+    """Rows of a table by their numbers: one that is not there fails the whole run of ONNX Runtime."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper
+
+    table = helper.make_tensor("table", TensorProto.FLOAT, [100], np.arange(100, dtype="f4") * 3)
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+        [table],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    running = server({"m": {"path": f"{tmp_path}/m.onnx", "executor": executor, "batch_delay_s": 0.1}})
+
+    def one(value: int) -> tuple[int, Any]:
+        body = json.dumps({"inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [value]}]})
+        connection = http.client.HTTPConnection(*address(running), timeout=60)
+        connection.request("POST", "/v2/models/m/infer", body)
+        answer = connection.getresponse()
+        text = json.loads(answer.read())
+        connection.close()
+        return answer.status, text
+
+    values = [number if number != 13 else 1000 for number in range(32)]
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(one, values))
+    for value, (status, answer) in zip(values, answers, strict=True):
+        if value >= 100:
+            assert status in (400, 500), answer
+        else:
+            assert (status, answer["outputs"][0]["data"]) == (200, [3.0 * value])

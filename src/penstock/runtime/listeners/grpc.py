@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from penstock.core.door import Door
 from penstock.core.errors import InvalidInput
 from penstock.protocols import GrpcProtocol, Limits
+from penstock.runtime.listeners.hold import Hold
 from penstock.runtime.listeners.tls import tls_context
 from penstock.runtime.listeners.witness import Witness
 
@@ -61,6 +63,7 @@ class GrpcListener:
         self._protocols = tuple(protocols)
         self._options = options or GrpcOptions()
         self._stopping = asyncio.Event()
+        self._hold = Hold()
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -80,7 +83,7 @@ class GrpcListener:
             _check_free(host, port, reuse_port=options.reuse_port)
             compression = _compression(options.response_compression)
             server = grpc.aio.server(options=_arguments(options), compression=compression)
-        server.add_generic_rpc_handlers((Methods(self._door, self._protocols, options, self._stopping),))
+        server.add_generic_rpc_handlers((Methods(self._door, self._protocols, options, self._stopping, self._hold),))
         try:
             with _ipv4_only(host, port) as port:
                 address = address if host != _ALL_IPV4 else f"{host}:{port}"
@@ -98,11 +101,16 @@ class GrpcListener:
         return bound
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls at once, gives those in flight `grace_s`, then cancels them. Open streams and health
-        watches end as soon as what was read from them is answered."""
+        """Refuses new calls (after a moment in which they are held: see `hold`), gives those in flight `grace_s`, then
+        cancels them. Open streams and health watches end as soon as what was read from them is answered."""
         self._stopping.set()
         if self._server is not None:
-            await self._server.stop(grace_s)
+            began = time.monotonic()
+            await self._hold.run_dry(grace_s)
+            stopping = asyncio.ensure_future(self._server.stop(max(0.0, grace_s - (time.monotonic() - began))))
+            await asyncio.sleep(0)  # the stop has begun
+            self._hold.release()
+            await stopping
             self._server = None
 
 

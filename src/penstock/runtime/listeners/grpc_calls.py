@@ -18,6 +18,7 @@ from penstock.protocols import GrpcCall, GrpcInfer, GrpcProtocol, GrpcRequest, G
 from penstock.runtime.listeners.grpc_services import health_methods, reflection_methods
 from penstock.runtime.listeners.grpc_status import abort, status_of, unexpected
 from penstock.runtime.listeners.grpc_stream import StreamCall
+from penstock.runtime.listeners.hold import Hold
 from penstock.runtime.listeners.turn import server_timing
 from penstock.runtime.listeners.witness import Sight, take_grpc_trace
 
@@ -32,14 +33,14 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no type
     """Every method of the server by its path, without (de)serializers: protocols read and write the bytes."""
 
     def __init__(
-        self, door: Door, protocols: Sequence[GrpcProtocol], options: GrpcOptions, stopping: asyncio.Event
+        self, door: Door, protocols: Sequence[GrpcProtocol], options: GrpcOptions, stopping: asyncio.Event, hold: Hold
     ) -> None:
         self._authorise = options.authorise
         services = [protocol.service for protocol in protocols]
         files = [file for protocol in protocols for file in protocol.file_descriptors()]
         self._public = health_methods(door, services, stopping)
         self._handlers = reflection_methods(services, files, stopping)
-        calls = _Calls(door, options, stopping)
+        calls = _Calls(door, options, stopping, hold)
         for protocol in protocols:
             for method in protocol.methods():
                 name = f"{protocol.service}/{method.name}"
@@ -60,10 +61,11 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no type
 class _Calls:
     """Makes grpc's method handlers out of a protocol's methods."""
 
-    def __init__(self, door: Door, options: GrpcOptions, stopping: asyncio.Event) -> None:
+    def __init__(self, door: Door, options: GrpcOptions, stopping: asyncio.Event, hold: Hold) -> None:
         self._door = door
         self._options = options
         self._stopping = stopping
+        self._hold = hold
 
     def handler(self, method: GrpcInfer | GrpcStream | GrpcCall, name: str) -> grpc.RpcMethodHandler:
         """The handler of a method, whose full name is service/method."""
@@ -75,7 +77,8 @@ class _Calls:
 
     def _infer(self, method: GrpcInfer, name: str) -> Unary:
         decode, request_of, submit = method.decode, self._request_of, self._door.submit
-        door, always_timed, witness = self._door, self._options.timing_metadata, self._options.witness
+        door, hold = self._door, self._hold
+        always_timed, witness = self._options.timing_metadata, self._options.witness
 
         def note(call: GrpcRequest, code: str, sight: Sight | None, admitted: bool) -> None:
             if witness is None:
@@ -90,7 +93,10 @@ class _Calls:
             # itself, with no task between, so the future is cancelled too and the queue drops the request.
             call = request_of(data, context)
             sight, admitted = None, False
+            hold.begun += 1
             try:
+                if hold.holding:
+                    await hold.wait()
                 exchange = decode(call, door)
                 if TRACEPARENT in call.metadata:
                     take_grpc_trace(exchange.request, call.metadata)
@@ -118,11 +124,14 @@ class _Calls:
         return infer
 
     def _call(self, method: GrpcCall, name: str) -> Unary:
-        witness = self._options.witness
+        hold, witness = self._hold, self._options.witness
 
         async def call(data: bytes, context: Context) -> bytes:
             code, request = "CANCELLED", self._request_of(data, context)
+            hold.begun += 1
             try:
+                if hold.holding:
+                    await hold.wait()
                 answer = await method.handle(request, self._door)
                 code = "OK"
                 return answer
