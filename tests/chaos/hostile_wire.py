@@ -69,16 +69,20 @@ def memory_bytes(pid: int) -> int:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most that the server's first process has held since it started, or since `begin_peak`."""
-    return int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+    """The most that each of a server's processes has held since it started, or since `begin_peak`, added up."""
+    total = 0
+    for each in tree(pid):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{each}/status").read_text()
+            total += int(text.partition("VmHWM:")[2].split()[0]) << 10
+    return total
 
 
-def begin_peak(pid: int) -> int:
-    """Forgets the most that was held, of each process; what the first one holds now."""
+def begin_peak(pid: int) -> None:
+    """Forgets the most that was held, of each process."""
     for each in tree(pid):
         with contextlib.suppress(OSError):
             Path(f"/proc/{each}/clear_refs").write_text("5")
-    return peak_bytes(pid)
 
 
 def until(claim: Callable[[], bool], within_s: float, what: str) -> None:
