@@ -22,11 +22,16 @@ class Held:
     pid: int
     role: str  # "core", "front", or "worker NAME@VERSION"
     at_s: float  # monotonic
-    own_bytes: int  # private pages, and its share of shared memory; not the files it has mapped
+    private_bytes: int  # pages of its own
+    shared_bytes: int  # its share of shared memory; the files it has mapped are in neither
     rss_bytes: int
     threads: int
     files: Counter[str] = field(default_factory=Counter)  # open ones by kind: "socket", "memfd", "pipe", "file", …
     shared_maps: int = 0  # mapped segments of anonymous shared memory
+
+    @property
+    def own_bytes(self) -> int:
+        return self.private_bytes + self.shared_bytes
 
     @property
     def open_files(self) -> int:
@@ -78,7 +83,8 @@ def _held(pid: int, first: bool) -> Held | None:
         pid,
         "core" if first else _role(pid),
         time.monotonic(),
-        (kib["Anonymous"] + kib.get("Pss_Shmem", 0)) << 10,
+        kib["Anonymous"] << 10,
+        kib.get("Pss_Shmem", 0) << 10,
         kib["Rss"] << 10,
         int(threads[1]) if threads else 0,
         files,
