@@ -192,6 +192,10 @@ class Mix:
             for _ in range(clients if sort != "probing" else 1)
         ]
 
+    def message(self, model: str) -> bytes:
+        """A request over gRPC, as bytes."""
+        return _message(model, self._rows(1))
+
     async def stop(self) -> None:
         """Ends all of it. Raises what a client met that no answer explains."""
         for task in self._tasks:

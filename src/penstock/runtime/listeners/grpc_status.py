@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any, NoReturn
 
 import grpc
+import grpc.aio
 
 from penstock.core.errors import Internal, PenstockError, TooLarge
 
@@ -41,9 +43,17 @@ def trailers_of(error: PenstockError) -> tuple[tuple[str, str], ...]:
 
 
 async def abort(context: Any, error: PenstockError) -> NoReturn:
-    """Ends the call of this grpc.aio.ServicerContext with the error's status."""
+    """Ends the call of this grpc.aio.ServicerContext with the error's status.
+
+    Raises:
+        CancelledError: the call is over already. grpc would log its own error, with a traceback, for each client that
+            left or was late in this moment.
+    """
     details = error.message[: _MOST_DETAILS if error.message.isascii() else _MOST_WIDE_DETAILS]
-    await context.abort(status_of(error), details, trailers_of(error))
+    try:
+        await context.abort(status_of(error), details, trailers_of(error))
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
     raise AssertionError("grpc's abort always raises")
 
 
