@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _ALL_IPV4 = "0.0.0.0"
 _MOST_PENDING = 20_000
+_MOST_STREAMS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,9 @@ def _arguments(options: GrpcOptions) -> list[tuple[str, int]]:
         # when one client opens and resets streams. Here every call is to get an answer. Each waiting one takes 15 KB.
         ("grpc.server.max_pending_requests", _MOST_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
+        # Of one connection; beyond it grpc refuses (UNAVAILABLE). With any number here grpc also keeps a client that
+        # opens and resets streams from filling the above alone; a tenth would refuse the bursts of honest clients.
+        ("grpc.max_concurrent_streams", _MOST_STREAMS),
         # Without this, a second server on the same port would silently take half of the connections.
         ("grpc.so_reuseport", int(options.reuse_port)),
         # A client that vanished without a word is noticed after 80 s, and its queued work dropped.
