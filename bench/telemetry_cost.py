@@ -43,6 +43,11 @@ def main() -> None:
         for item in timings:
             take(item, 1)
 
+    def record_answers() -> None:
+        take = model.record_answers
+        for start in range(0, N, 16):
+            take(timings[start : start + 16], 16)
+
     def record_batch() -> None:
         take = model.record_batch
         for _ in timings:
@@ -55,6 +60,7 @@ def main() -> None:
 
     base = best_ns(loop, N)
     print(f"record        {best_ns(record, N) - base:8.0f} ns a request, folding included")
+    print(f"in batches    {best_ns(record_answers, N):8.0f} ns a request, of 16 requests each")
     print(f"record_batch  {best_ns(record_batch, N) - base:8.0f} ns a batch, folding included")
     print(f"refused       {best_ns(refuse, N) - base:8.0f} ns a request")
     for count in (1, 100, 1000):

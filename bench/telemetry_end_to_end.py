@@ -42,14 +42,20 @@ SCRAPE_S = 1.0  # fifteen times as often as is usual
 VARIANTS: dict[str, tuple[str, ...]] = {
     "off": (),
     "metrics": (),
+    "scraped": (),
+    "Server-Timing": ("--timing-headers",),
     "all on": ("--timing-headers", "--trace-endpoint", "{receiver}", "--trace-sampling", "0.01"),
+    "spans 1 %": ("--trace-endpoint", "{receiver}", "--trace-sampling", "0.01"),
     "spans 100 %": ("--trace-endpoint", "{receiver}", "--trace-sampling", "1"),
     "access log": ("--access-log",),
 }
 MEANING = {
     "off": "nothing is recorded",
     "metrics": "as a server is without options",
+    "scraped": "metrics, and a scrape every second",
+    "Server-Timing": "metrics, and the header in every answer",
     "all on": "a scrape every second, Server-Timing, spans of 1 %",
+    "spans 1 %": "the default share",
     "spans 100 %": "a span of every request, as far as the thread keeps up",
     "access log": "a line for every request, to /dev/null",
 }
@@ -86,7 +92,7 @@ def serve_without_recording(arguments: list[str]) -> None:
     def nothing(*_: object) -> None:
         return
 
-    for name in ("record", "record_batch", "record_failure", "refused"):
+    for name in ("record", "record_answers", "record_batch", "record_failure", "refused"):
         setattr(ModelMetrics, name, nothing)
     app.main(arguments)
 
@@ -140,7 +146,7 @@ def measure(server: Server, message: Encoded, connections: int, seconds: int, fo
             server.scrape()
 
     scraper = threading.Thread(target=scrape)
-    if server.name == "all on":
+    if server.name in ("scraped", "all on"):
         scraper.start()
     before_s = server.cpu_s()
     load = clients.load_http(v2_json_call("digits"), server.port, message, connections, seconds, folder)

@@ -134,6 +134,15 @@ def test_grpc_metadata_reach_user_code(telling: RunningServer) -> None:
         assert "queue;dur=" in dict(ended.trailing_metadata())["server-timing"], "P13d"
 
 
+def test_an_answer_shows_where_its_time_went(telling: RunningServer) -> None:
+    """P13d, over HTTP; the test above sees it over gRPC."""
+    for _ in range(4):  # several connections, so both fronts
+        with penstock.Client(telling.http, timing=True) as client:
+            timings = client.infer("later", {"x": np.ones(1, "f4")}).timings
+        assert set(timings) == {"queue", "batch", "compute"}
+        assert 0.01 <= timings["compute"] < 10 and all(seconds >= 0 for seconds in timings.values())
+
+
 def test_a_stream_has_its_callers_trace(telling: RunningServer) -> None:
     client = penstock.Client(telling.http, headers=SENT)
     got = list(client.stream("items", {"x": [1.0]}))

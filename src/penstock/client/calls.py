@@ -319,6 +319,10 @@ def _one_statistics(one: dict[str, object]) -> Statistics:
         last_inference_ms=_whole(one.get("last_inference")),
         inference_count=_whole(one.get("inference_count")),
         execution_count=_whole(one.get("execution_count")),
+        in_flight=_whole(one.get("in_flight")),
+        queued=_whole(one.get("queued")),
+        executor=str(one.get("executor") or ""),
+        workers=[dict(worker) for worker in one.get("workers") or []],  # type: ignore[attr-defined]  # caught as above
         batches={
             _whole(batch.get("batch_size")): BatchTally(
                 *(_tally(batch.get(part)) for part in ("compute_input", "compute_infer", "compute_output"))

@@ -1,8 +1,9 @@
 """Counts of everything that happens in one process, cheap enough to be always on.
 
-Theory of operation. A whole HTTP request costs about 20 µs here and telemetry may take 2 % of that, so `record` only
-lays six floats at the end of a list. When the list is long, or somebody asks, numpy folds it into the sums of
-`telemetry.statistics`. Nothing is lost between, because every reader folds first.
+Theory of operation. A whole HTTP request costs about 20 µs here and telemetry may take 2 % of that, so recording lays
+two floats of each request, which are there already, at the end of a list, and what its batch shares at the end of
+another. When they are long, or somebody asks, numpy folds them into the sums of `telemetry.statistics`. Nothing is lost
+between, because every reader folds first.
 
 All methods are called on the event loop's thread; only `exposition.text` may run elsewhere, as it works on copies.
 """
@@ -25,9 +26,11 @@ from penstock.telemetry.statistics import OTHER_RELEASE, RELEASES, Sums
 # Floats kept before they are folded: 512 requests. Fewer, and numpy's fixed cost per call shows; more, and an idle
 # server of 1,000 models holds memory for nothing (100 KB each). Source: bench/telemetry_cost.py.
 FOLD_REQUESTS = 512
-_REQUEST_FIELDS = 6
+_REQUEST_FIELDS = 6  # of `Sums.add_requests`
+_ANSWER_FIELDS = 7  # requests, their rows, dispatched, finished, input, infer, output
+_CAME_FIELDS = 2  # received, submitted
 _BATCH_FIELDS = 8
-_REQUEST_FULL = FOLD_REQUESTS * _REQUEST_FIELDS
+_CAME_FULL = FOLD_REQUESTS * _CAME_FIELDS
 _BATCH_FULL = FOLD_REQUESTS * _BATCH_FIELDS
 
 
@@ -88,30 +91,40 @@ class Snapshot:
 class ModelMetrics:
     """The figures of one model version; what a batcher reports to."""
 
-    __slots__ = ("_batches", "_finished", "_requests", "_sums", "name", "probes", "version")
+    __slots__ = ("_answers", "_batches", "_came", "_finished", "_sums", "name", "probes", "version")
 
     def __init__(self, name: str, version: str) -> None:
         self.name = name
         self.version = version
         self.probes = Probes()
         self._sums = Sums()
-        self._requests: list[float] = []
+        self._answers: list[float] = []
+        self._came: list[float] = []
         self._batches: list[float] = []
         self._finished = 0.0  # monotonic, of the last success
 
     def record(self, timings: Timings, rows: int) -> None:
         """Takes one answered request of `rows` rows. The timings are read now and not kept."""
-        requests = self._requests
-        finished = self._finished = timings.finished
-        requests += (
-            finished - (timings.received or timings.submitted),
-            timings.dispatched - timings.submitted,
-            timings.compute_input_s,
-            timings.compute_infer_s,
-            timings.compute_output_s,
+        self.record_answers((timings,), rows)
+
+    def record_answers(self, answered: Sequence[Timings], rows: int) -> None:
+        """Takes the answered requests of one batch, of `rows` rows together: all but when they came is the same."""
+        first = answered[0]
+        self._finished = first.finished
+        self._answers += (
+            len(answered),
             rows,
+            first.dispatched,
+            first.finished,
+            first.compute_input_s,
+            first.compute_infer_s,
+            first.compute_output_s,
         )
-        if len(requests) >= _REQUEST_FULL:
+        came = self._came
+        for timings in answered:
+            came.append(timings.received)
+            came.append(timings.submitted)
+        if len(came) >= _CAME_FULL:
             self.fold()
 
     def record_batch(
@@ -151,12 +164,26 @@ class ModelMetrics:
 
     def fold(self) -> None:
         """Brings the sums up to date."""
-        if self._requests:
-            requests, self._requests = self._requests, []
-            self._sums.add_requests(_table(requests, _REQUEST_FIELDS))
+        if self._came:
+            self._sums.add_requests(self._take_requests())
         if self._batches:
             batches, self._batches = self._batches, []
             self._sums.add_batches(_table(batches, _BATCH_FIELDS))
+
+    def _take_requests(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        """What was recorded of requests since the last time, as `Sums.add_requests` wants it."""
+        answers, came = _table(self._answers, _ANSWER_FIELDS), _table(self._came, _CAME_FIELDS)
+        self._answers, self._came = [], []
+        counts = answers[:, 0].astype(np.int64)
+        shared = np.repeat(answers, counts, axis=0)
+        received, submitted = came.T
+        requests = np.empty((len(came), _REQUEST_FIELDS))
+        requests[:, 0] = shared[:, 3] - np.where(received > 0.0, received, submitted)
+        requests[:, 1] = shared[:, 2] - submitted
+        requests[:, 2:5] = shared[:, 4:7]
+        requests[:, 5] = 0.0  # rows are only summed: those of a batch stand at its first request
+        requests[counts.cumsum() - counts, 5] = answers[:, 1]
+        return requests
 
     def absorb(self, requests: bytes, batches: bytes, failures: Sequence[tuple[str, float]]) -> None:
         """Takes what another process recorded for this version; see `ForwardingMetrics`."""
@@ -222,10 +249,11 @@ class ForwardingMetrics(ModelMetrics):
 
     def fold(self) -> None:
         """Hands on what was recorded since the last time."""
-        if self._requests or self._batches or self._failures:
-            requests, batches, failures = self._requests, self._batches, self._failures
-            self._requests, self._batches, self._failures = [], [], []
-            self._forward(_packed(requests), _packed(batches), failures)
+        if self._came or self._batches or self._failures:
+            requests = self._take_requests().tobytes() if self._came else b""
+            batches, failures = self._batches, self._failures
+            self._batches, self._failures = [], []
+            self._forward(requests, _packed(batches), failures)
 
 
 class Metrics:

@@ -123,6 +123,8 @@ def test_statistics_metrics_and_the_clients_own_count_agree(running: Any) -> Non
     assert after.success.count - before.success.count == 39
     assert after.inference_count - before.inference_count == rows
     assert slow.fail.count >= 1
+    assert (after.executor, after.in_flight, after.queued) == ("process", 0, 0)
+    assert [worker["state"] for worker in after.workers] == ["ready"] and int(str(after.workers[0]["pid"])) > 1
     assert sum(tally.compute_infer.count for tally in after.batches.values()) == after.execution_count
     assert abs(after.last_inference_ms / 1e3 - time.time()) < 30
     assert after.success.ns >= after.queue.ns + after.compute_infer.ns > 0

@@ -139,6 +139,11 @@ def _figures(item: Statistics) -> dict[str, object]:
         "batch_stats": [_batch(rows, tally) for rows, tally in sorted(item.batches.items())],
         "memory_usage": [],
         "response_stats": {},
+        # Beyond the protocol: what Triton has no words for.
+        "executor": item.executor,
+        "in_flight": item.in_flight,
+        "queued": item.queued,
+        "workers": item.workers,
     }
 
 

@@ -28,7 +28,7 @@ from penstock.core.errors import (
     ServableError,
     WorkerLost,
 )
-from penstock.core.messages import Request, Response
+from penstock.core.messages import Request, Response, Timings
 from penstock.core.servable import Tensors
 from penstock.runtime.batching import collate, policy
 from penstock.runtime.batching.admission import Admission
@@ -299,6 +299,8 @@ class Batcher:
             result.compute_output_s, running.worker, running.dispatched - entries[0].since,
         )  # fmt: skip
         model, version, traces = self.model, self.version, running.batch.traces
+        answered: list[Timings] = []
+        answered_rows = 0
         for entry, outputs in zip(entries, pieces, strict=True):
             future = entry.future
             if future.done():
@@ -320,7 +322,10 @@ class Batcher:
                 self._quarantine.clear(request.inputs)
             future.set_result(Response(model, version, outputs, request.id, {}, timings, traces))  # type: ignore[arg-type]
             if not entry.piece:
-                recorder.record(timings, entry.rows)
+                answered.append(timings)
+                answered_rows += entry.rows
+        if answered:
+            recorder.record_answers(answered, answered_rows)
         self._settle(len([entry for entry in entries if not entry.piece]))
 
     def _finish_failed(self, running: Running, error: PenstockError) -> None:

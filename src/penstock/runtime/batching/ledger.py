@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from penstock.core.messages import Timings
@@ -11,6 +12,8 @@ class Recorder(Protocol):
     """Where a batcher reports what happened; see `telemetry.metrics.ModelMetrics`."""
 
     def record(self, timings: Timings, rows: int) -> None: ...
+
+    def record_answers(self, answered: Sequence[Timings], rows: int) -> None: ...
 
     def record_batch(
         self, rows: int, padded_rows: int, release: str, compute_input_s: float, compute_infer_s: float,

@@ -118,7 +118,7 @@ class _Calls:
                 sight.response = response
                 note(call, "OK", sight, admitted)
             if always_timed or call.metadata.get("penstock-timing") == "1":
-                context.set_trailing_metadata((("server-timing", server_timing(response.timings)),))
+                context.set_trailing_metadata((("server-timing", server_timing(response.timings).decode()),))
             return answer
 
         return infer

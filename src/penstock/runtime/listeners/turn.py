@@ -341,7 +341,7 @@ class Turn:
         if sent is not None:
             headers = render_headers((("X-Request-Id", request_id(sent)),))
         if timings is not None:
-            headers += b"Server-Timing: %b\r\n" % server_timing(timings).encode()
+            headers += b"Server-Timing: %b\r\n" % server_timing(timings)
         return headers
 
 
@@ -353,13 +353,13 @@ def request_id(sent: bytes) -> str:
     return uuid.uuid4().hex
 
 
-def server_timing(timings: Timings) -> str:
+def server_timing(timings: Timings) -> bytes:
     """A Server-Timing value in milliseconds: waiting, joining and crossing to the worker and back, the model itself."""
-    queue_s = max(0.0, timings.dispatched - timings.submitted) if timings.dispatched and timings.submitted else 0.0
-    batch_s = timings.compute_input_s + timings.compute_output_s
+    submitted, dispatched = timings.submitted, timings.dispatched
+    queue_s = dispatched - submitted if dispatched > submitted > 0.0 else 0.0
     # Half the time of an f-string, and this may be in every answer.
-    return "queue;dur=%.3f, batch;dur=%.3f, compute;dur=%.3f" % (  # noqa: UP031
+    return b"queue;dur=%.3f, batch;dur=%.3f, compute;dur=%.3f" % (
         queue_s * 1e3,
-        batch_s * 1e3,
+        (timings.compute_input_s + timings.compute_output_s) * 1e3,
         timings.compute_infer_s * 1e3,
     )
