@@ -209,6 +209,8 @@ def test_the_access_log_has_a_line_for_every_request(server: ServerFactory, tmp_
     infer(running, headers=SENT | {"X-Request-Id": "abc-1"})
     with pytest.raises(PenstockError):
         infer(running, 101.0)
+    with pytest.raises(PenstockError):
+        infer(running, 101.0, headers=SENT)
     with penstock.Client(running.http) as client:
         assert client.live()
         with pytest.raises(PenstockError):
@@ -218,8 +220,10 @@ def test_the_access_log_has_a_line_for_every_request(server: ServerFactory, tmp_
         call(b"", timeout=30)
     running.stop()
     assert running.log is not None
-    lines = [json.loads(line) for line in running.log.read_text().split("\n") if '"penstock.access"' in line]
-    good, bad, live, unknown, rpc = lines if lines[-1]["method"] == "gRPC" else [*lines, {}][:5]
+    everything = [json.loads(line) for line in running.log.read_text().split("\n") if line.startswith("{")]
+    good, bad, traced, live, unknown, rpc = (line for line in everything if line["logger"] == "penstock.access")
+    errors = [line.get("trace_id") for line in everything if line["event"] == "model_error"]
+    assert errors == [None, traced["trace_id"]], "the model's own error names the trace"
     assert (good["method"], good["path"], good["code"]) == ("POST", "/v2/models/own/infer", 200)
     assert (good["model"], good["version"], good["request_id"]) == ("own", "1", "abc-1")
     assert good["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from penstock.core.errors import Internal, InvalidInput, LoadError, Overloaded, PenstockError, WorkerLost, rebuild
 from penstock.core.messages import NO_DEADLINE, Parameter
 from penstock.core.servable import Signature, Tensors
-from penstock.core.trace import RequestTrace
+from penstock.core.trace import RequestTrace, leading
 from penstock.runtime.workers import Batch, BatchResult, Done, frame
 from penstock.runtime.workers.channel import Received
 from penstock.runtime.workers.frame import LoadSpec
@@ -44,6 +44,7 @@ class _Held:
     inbox: Inbox | None
     left: bool = False  # the reader of this stream went before its deadline
     shared: bool = False  # its items come through shared memory, so each must be taken before the next
+    trace_id: str = ""  # of the first request that brought one
 
 
 class WorkerProcess:
@@ -222,6 +223,8 @@ class WorkerProcess:
         if self.state != "ready":
             return WorkerLost(self._lost_message() if self.state == "gone" else "the worker is stopping", begun=False)
         slot = held.slot = self._slots.pop()
+        if (trace := leading(traces)) is not None:
+            held.trace_id = trace.trace_id
         try:
             payload = frame.pack(parts, pad_rows)
             message = frame.Run(
@@ -343,6 +346,8 @@ class WorkerProcess:
         if self._errors_logged.take():
             skipped, self._errors_logged.refused = self._errors_logged.refused, 0
             fields = {**self._life.fields, "skipped": skipped, "trace": message.trace}
+            if (held := self._held.get(message.id)) is not None and held.trace_id:
+                fields["trace_id"] = held.trace_id
             log.error("model_error", extra=fields)
 
     # Beginning and end
