@@ -18,8 +18,9 @@ _ERROR: Final = {
     "description": "An error",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
-# Statuses that any inference may answer; what they mean stands in docs/protocols.
-_FAILURES: Final = ("400", "404", "413", "429", "500", "503", "504")
+# Statuses that any inference, and any other call, may answer; what they mean stands in docs/protocols.
+_FAILURES: Final = ("400", "401", "404", "413", "429", "500", "501", "503", "504")
+_CALL_FAILURES: Final = ("400", "401", "404", "409", "413", "500", "501", "503")
 
 
 def document(protocols: Sequence[HttpProtocol], models: Sequence[ModelDescription]) -> dict[str, object]:
@@ -68,7 +69,7 @@ def _operation(protocol: HttpProtocol, route: Route) -> dict[str, object]:
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
-    _add_failures(operation, ("404",) if isinstance(route, CallRoute) else _FAILURES)
+    _add_failures(operation, _CALL_FAILURES if isinstance(route, CallRoute) else _FAILURES)
     if isinstance(route, CallRoute) and route.public:
         operation["security"] = []
     return operation

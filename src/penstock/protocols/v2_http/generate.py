@@ -24,7 +24,7 @@ from penstock.protocols import HttpRequest, HttpResponse, InferRoute, Route, Str
 from penstock.protocols.v2_http import request as infer
 from penstock.protocols.v2_http.answer import InferExchange, compressed
 from penstock.protocols.v2_http.models import PATHS
-from penstock.protocols.v2_http.schema import GENERATE, INFER
+from penstock.protocols.v2_http.schema import GENERATE, GENERATE_STREAM, INFER_STREAM
 
 _EVENTS: Final = "text/event-stream; charset=utf-8"
 _NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
@@ -37,14 +37,19 @@ def routes() -> Sequence[Route]:
         found += [
             InferRoute("POST", f"{path}/generate", decode, "Generate from plain JSON", GENERATE, example),
             StreamRoute(
-                "POST", f"{path}/generate_stream", decode_stream, "Generate as a stream of events", GENERATE, example
+                "POST",
+                f"{path}/generate_stream",
+                decode_stream,
+                "Generate as a stream of events",
+                GENERATE_STREAM,
+                example,
             ),
             StreamRoute(
                 "POST",
                 f"{path}/infer_stream",
                 decode_infer_stream,
                 "Inference as a stream of events",
-                INFER,
+                INFER_STREAM,
                 infer.example,
             ),
         ]

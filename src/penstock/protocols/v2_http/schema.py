@@ -56,6 +56,12 @@ _RESPONSE: Final[Schema] = {
 }
 
 
+def _streamed(operation: Schema) -> Schema:
+    """The operation whose answer comes in pieces, each the data of a server-sent event."""
+    responses = {"200": {"description": "Answers", "content": {"text/event-stream": {}}}}
+    return {**operation, "responses": responses}
+
+
 def _operation(request: Schema, response: Schema, description: str) -> Schema:
     return {
         "description": description,
@@ -74,6 +80,8 @@ GENERATE: Final = _operation(
     {"type": "object"},
     "Each key that is the name of an input is that input; all others are parameters.",
 )
+INFER_STREAM: Final = _streamed(INFER)
+GENERATE_STREAM: Final = _streamed(GENERATE)
 LOAD: Final = _operation(
     {
         "type": "object",
