@@ -63,6 +63,11 @@ def test_oldest_versions_go_first_and_one_for_each_that_became_ready() -> None:
     assert plan({3: "c", 4: "d"}, held) == [Unload(1)]
 
 
+def test_version_that_is_being_replaced_is_not_loaded_a_second_time_beside_that() -> None:
+    assert plan({1: "c"}, [Held(1, READY, "b", replacing=True)]) == []
+    assert plan({1: "c"}, [Held(1, READY, "b")]) == [Load(1)]
+
+
 def test_version_kept_for_going_back_stays_until_another_is_loaded() -> None:
     held = [Held(1, READY, "a"), Held(2, READY, "b")]
     assert plan({2: "b"}, held, kept=[1]) == []

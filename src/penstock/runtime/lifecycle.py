@@ -29,6 +29,7 @@ class Held:
     number: int
     state: str
     fingerprint: str
+    replacing: bool = False  # its files are being loaded anew, while it serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +80,13 @@ def plan(wished: Mapping[int, str], held: Collection[Held], kept: Collection[int
     actions: list[Action] = []
     for number in sorted(wished, reverse=True):  # the newest first: it is what callers wait for
         version = by_number.get(number)
-        if version is None or (version.state in (READY, UNAVAILABLE) and version.fingerprint != wished[number]):
+        if version is None:
             actions.append(Load(number))
+        elif version.state in (READY, UNAVAILABLE) and version.fingerprint != wished[number] and not version.replacing:
+            actions.append(Load(number))  # one load of a version at a time: two could end in the wrong order
     ready = sorted(version.number for version in held if version.state == READY)
     spare = len(ready) - len(wished)
-    loading = bool(actions) or any(version.state == LOADING for version in held)
+    loading = bool(actions) or any(version.state == LOADING or version.replacing for version in held)
     staying = () if loading else kept
     actions += [Unload(n) for n in [n for n in ready if n not in wished][: max(0, spare)] if n not in staying]
     return actions

@@ -34,6 +34,7 @@ class _Version:
     loaded: LoadedVersion | None = None
     kept_until: float | None = None  # on the loop's clock: it was replaced, and stays for going back
     again: bool = False  # a call asked for it to be loaded anew
+    replacing: bool = False  # its files are being loaded anew
 
 
 @dataclass(slots=True)
@@ -223,7 +224,8 @@ class Manager:
         labelled = set(entry.wished.options.labels.values()) & set(available)
         entry.wanted = lifecycle.chosen(entry.wished.options.versions, available) | labelled
         held = [
-            lifecycle.Held(number, v.state, "" if v.again else v.fingerprint) for number, v in entry.versions.items()
+            lifecycle.Held(number, v.state, "" if v.again else v.fingerprint, v.replacing)
+            for number, v in entry.versions.items()
         ]
         kept = self._kept(name, entry, available)
         actions = lifecycle.plan({number: available[number].fingerprint for number in entry.wanted}, held, kept)
@@ -255,7 +257,7 @@ class Manager:
                 continue  # it still stands in for one that is not ready: its time has not begun
             if version.kept_until is None:
                 version.kept_until = loop.time() + keep_s
-                loop.call_later(keep_s, self._step, name)
+                loop.call_later(keep_s + 0.05, self._step, name)  # timers may be a moment early
             if loop.time() < version.kept_until:
                 kept.add(number)
         return kept
@@ -263,7 +265,7 @@ class Manager:
     def _start_load(self, name: str, entry: _Model, version: WishedVersion) -> None:
         current = entry.versions.get(version.number)
         if current is not None and current.loaded is not None:
-            current.reason = ""
+            current.reason, current.replacing = "", True
             current.fingerprint = version.fingerprint  # being replaced: it serves until its successor is ready
         else:
             entry.versions[version.number] = _Version(lifecycle.LOADING, version.fingerprint)
@@ -271,7 +273,7 @@ class Manager:
 
     async def _load(self, name: str, entry: _Model, version: WishedVersion) -> None:
         log.info("model_loading", extra={"model": name, "version": version.number, "adapter": entry.wished.adapter})
-        previous = entry.versions[version.number].loaded
+        mine = entry.versions[version.number]
         try:
             async with self._load_slots:
                 self._loads += 1
@@ -291,12 +293,18 @@ class Manager:
                 "model_failed", extra={"model": name, "version": version.number, "error": message},
                 exc_info=not isinstance(error, PenstockError),
             )  # fmt: skip
-            if previous is None:
+            if entry.versions.get(version.number) is not mine:
+                return
+            if mine.loaded is None:
                 self._metrics.forget(name, str(version.number))
                 entry.versions[version.number] = _Version(lifecycle.UNAVAILABLE, version.fingerprint, message)
-            elif (serving := entry.versions.get(version.number)) is not None:
-                serving.reason = f"not replaced: {message}"
+            else:
+                mine.reason, mine.replacing = f"not replaced: {message}", False
             return
+        if entry.versions.get(version.number) is not mine or mine.state not in (lifecycle.LOADING, lifecycle.READY):
+            await loaded.close(0.0)  # it was unloaded meanwhile
+            return
+        previous = mine.loaded
         entry.versions[version.number] = _Version(lifecycle.READY, version.fingerprint, loaded=loaded)
         entry.was_ready = True
         self._rebuild()
