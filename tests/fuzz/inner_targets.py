@@ -6,8 +6,11 @@ Between processes an error may be `Internal`: it is one of ours who sent it.
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
+import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from target import Fault, Target, check_refusal, run_on_loop
 from penstock.core.errors import Internal, InvalidInput
 from penstock.core.messages import Response, Timings
 from penstock.core.tensor import parse_spec
+from penstock.packaging.entries import Limits
+from penstock.packaging.unpack import unpack
 from penstock.runtime.fronts import wire
 from penstock.runtime.recognise import SETTINGS, _settings
 from penstock.runtime.workers import frame
@@ -150,9 +155,51 @@ def toml_seeds() -> tuple[bytes, ...]:
     )
 
 
+def archive(data: bytes) -> bool:
+    """A model's archive, of whichever kind its first bytes say."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place, "in.tar")
+        file.write_bytes(data)
+        out = Path(place, "out")
+        out.mkdir()
+        try:
+            unpack(file, out / "model", Limits(total_bytes=1 << 20, entries=100))
+            return True
+        except InvalidInput as error:
+            check_refusal(error)
+            if list(out.iterdir()):
+                raise Fault("something is left of a refused archive") from error
+            return False
+        finally:
+            if {path.name for path in Path(place).iterdir()} != {"in.tar", "out"}:
+                raise Fault("something was written beside the archive")
+
+
+def archive_seeds() -> tuple[bytes, ...]:
+    found = []
+    for mode in ("w", "w:gz"):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode=mode) as tar:
+            for name, kind, target in (
+                ("a", tarfile.DIRTYPE, ""),
+                ("a/model.onnx", tarfile.REGTYPE, ""),
+                ("l", tarfile.SYMTYPE, "a"),
+            ):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname, member.size = kind, target, 5 if kind == tarfile.REGTYPE else 0
+                tar.addfile(member, io.BytesIO(b"bytes"))
+        found.append(buffer.getvalue())
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("a/model.onnx", b"bytes" * 20)
+        zipped.writestr("a/b/", b"")
+    return (*found, buffer.getvalue())
+
+
 def targets() -> tuple[Target, ...]:
     return (
         Target("worker_frame", worker_frame, worker_seeds()),
         Target("front_wire", front_wire, wire_seeds()),
         Target("model_toml", model_toml, toml_seeds()),
+        Target("archive", archive, archive_seeds()),
     )

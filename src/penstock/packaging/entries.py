@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import stat
 import struct
@@ -70,8 +71,8 @@ def entries_of(archive: Path, limits: Limits) -> Iterator[Entry]:
                     yield from _tar_entries(inner, budget)
             else:
                 yield from _tar_entries(file, budget)
-        except _BROKEN as error:
-            raise InvalidInput(f"{archive.name} is no archive, or a broken one: {error}") from None
+        except (*_BROKEN, OSError) as error:
+            raise _told(error) from None
 
 
 # What the standard library raises for broken archives; ValueErrors and the like come out of damaged headers.
@@ -79,6 +80,13 @@ _BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, struct.error, ValueError, IndexError,
     KeyError, OverflowError, NotImplementedError, RecursionError,
 )  # fmt: skip
+
+
+def _told(error: Exception) -> Exception:
+    """The error to raise: a disk's own, or what a broken archive is. EINVAL is a place before the file's begin."""
+    if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile) and error.errno != errno.EINVAL:
+        return error
+    return InvalidInput(f"it is no archive, or a broken one: {error}")
 
 
 class _Budget:
@@ -166,8 +174,8 @@ def _reading(read: Callable[[int], bytes], budget: _Budget | None = None) -> Cal
     def checked(size: int) -> bytes:
         try:
             data = read(size)
-        except _BROKEN as error:
-            raise InvalidInput(f"the archive is broken: {error}") from None
+        except (*_BROKEN, OSError) as error:
+            raise _told(error) from None
         if budget is not None:
             budget.spend(len(data))
         return data
