@@ -146,8 +146,6 @@ class Gate(wire.Link[wire.ToEngine]):
             self.send(wire.End(id))
         except PenstockError as error:
             self._fail(id, error)
-        finally:
-            del self._wanted[id]
 
     async def _call(self, message: wire.Call) -> None:
         try:
@@ -173,4 +171,11 @@ class Gate(wire.Link[wire.ToEngine]):
 
         task = asyncio.get_running_loop().create_task(guarded())
         self._tasks[id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(id, None))
+
+        def ended(_: asyncio.Task[None]) -> None:
+            # Not in the work itself: a task that is cancelled before it began does nothing of it.
+            self._tasks.pop(id, None)
+            self._wanted.pop(id, None)
+            work.close()
+
+        task.add_done_callback(ended)
