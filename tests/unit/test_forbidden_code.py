@@ -82,7 +82,7 @@ def in_call(node: ast.Call, names: dict[str, str]) -> Iterator[tuple[int, str]]:
             yield node.lineno, "allow_pickle"
         if keyword.arg == "weights_only" and is_false(keyword.value):
             yield node.lineno, "weights_only=False"
-        if keyword.arg is None and last in ("Popen", "run", "call", "check_call", "check_output"):
+        if keyword.arg is None and (function.startswith("subprocess.") or last == "Popen"):
             yield node.lineno, f"{last}(**…)"  # could hold any of these
     if last == "load" and function.startswith("numpy.") and not any(k.arg == "allow_pickle" for k in node.keywords):
         yield node.lineno, "numpy.load without allow_pickle=False"

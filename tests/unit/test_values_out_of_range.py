@@ -132,7 +132,7 @@ INFER = SCHEMA.message("inference.ModelInferRequest")
     ids=["inputs", "outputs", "parameters", "of an input", "group"],
 )  # fmt: skip
 def test_message_of_countless_parts_is_refused_before_it_is_made(bomb: bytes) -> None:
-    with pytest.raises(InvalidInput, match="parts|wire type"):
+    with pytest.raises(InvalidInput, match=r"parts|wire type"):
         parse(INFER, bomb + bytes([0x0A, 0]) * 40_000)
 
 
