@@ -28,6 +28,7 @@ log = logging.getLogger("penstock.fronts")
 
 _START_S = 30.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 10.0
+_LONGEST_DELAY_OF_STARTED_S = 0.8  # of one that listened: its share of the work waits
 _HEALTHY_S = 10.0  # after a life of so long the next delay is the first again
 _END_S = 1.0  # from the end of the link to the end of the process
 _WATCH_S = 1.0
@@ -94,7 +95,7 @@ class Fronts:
     async def _keep(self, started: asyncio.Future[None]) -> None:
         delay_s = _FIRST_DELAY_S
         while self._draining is None:
-            began = time.monotonic()
+            began, longest_s = time.monotonic(), _LONGEST_DELAY_OF_STARTED_S
             try:
                 await self._run_one(started)
             except (Internal, OSError) as error:  # OSError: no more processes, descriptors or memory
@@ -102,6 +103,8 @@ class Fronts:
                     started.set_exception(Internal(f"an extra front process cannot be started: {error}"))
                     return
                 log.error("front_failed", extra={"error": str(error)})
+                longest_s = _LONGEST_DELAY_S
+            delay_s = min(delay_s, longest_s)
             if self._draining is None:
                 log.warning("front_replaced", extra={"delay_s": delay_s})
                 with contextlib.suppress(TimeoutError):
