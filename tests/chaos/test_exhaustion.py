@@ -44,6 +44,14 @@ def large(x):
     return {"y": np.zeros(int(x[0]))}
 """
 
+ONE = """
+@penstock.model(inputs={"x": "f8[n]"}, outputs={"pid": "i8[n]"})
+def one(x):
+    return {"pid": [os.getpid()] * len(x)}
+"""
+
+SHORTAGES = ("Resource temporarily unavailable", "can't start new thread", "before it could load the model")
+
 
 def models(folder: Path) -> dict[str, dict[str, object]]:
     (folder / "models.py").write_text(MODELS)
@@ -151,6 +159,31 @@ def test_without_processes_left_the_others_serve_and_the_lost_worker_comes_back(
         assert newcomer.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=10) == bytes([8, 1])
     delays = [event["retry_in_s"] for event in events(running, "worker_start_failed")]
     assert delays == sorted(delays)
+
+
+def test_version_that_found_no_process_is_loaded_when_there_is_one(
+    server: Callable[..., Any], confine: Callable[..., None], group: Callable[[str], Path], tmp_path: Path
+) -> None:
+    versions = tmp_path / "m"
+    for number in (1, 2):
+        (versions / str(number)).mkdir(parents=True)
+    (versions / "1" / "model.py").write_text(MODELS.partition("@penstock.model")[0] + ONE)
+    folder = group("pids")
+    confine(f"echo $$ > {folder}/cgroup.procs")
+    running = server({"m": str(versions)}, poll_s=0.1)
+    with penstock.Client(running.http, retries=0) as client:
+        first = pid_of(client, "m")
+        (folder / "pids.max").write_text((folder / "pids.current").read_text())
+        (versions / "2" / "model.py").write_text((versions / "1" / "model.py").read_text())
+        # There may be no thread left to look at the disk, or none for the load that the look asks for.
+        until(lambda: events(running, "model_failed") + events(running, "poll_failed") != [])
+        assert pid_of(client, "m") == first
+        (folder / "pids.max").write_text("max")
+        until(lambda: len(events(running, "model_ready")) == 2)
+        assert pid_of(client, "m") != first
+    for event in events(running, "model_failed") + events(running, "poll_failed"):
+        assert "exception" not in event
+        assert any(reason in event["error"] for reason in SHORTAGES), event["error"]
 
 
 def test_shared_memory_is_not_that_of_dev_shm(

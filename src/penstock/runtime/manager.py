@@ -21,6 +21,7 @@ from penstock.runtime.batching.ledger import Occupancy
 from penstock.runtime.loading import load
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import LoadedVersion
+from penstock.runtime.workers.shortage import is_shortage
 from penstock.telemetry.metrics import Metrics
 
 log = logging.getLogger("penstock.manager")
@@ -291,15 +292,17 @@ class Manager:
             message = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
             log.error(
                 "model_failed", extra={"model": name, "version": version.number, "error": message},
-                exc_info=not isinstance(error, PenstockError),
+                exc_info=not isinstance(error, PenstockError) and not is_shortage(error),
             )  # fmt: skip
+            # Files that failed are not tried again until they change; after a shortage they are, at the next look.
+            tried = "" if is_shortage(error) else version.fingerprint
             if entry.versions.get(version.number) is not mine:
                 return
             if mine.loaded is None:
                 self._metrics.forget(name, str(version.number))
-                entry.versions[version.number] = _Version(lifecycle.UNAVAILABLE, version.fingerprint, message)
+                entry.versions[version.number] = _Version(lifecycle.UNAVAILABLE, tried, message)
             else:
-                mine.reason, mine.replacing = f"not replaced: {message}", False
+                mine.reason, mine.fingerprint, mine.replacing = f"not replaced: {message}", tried, False
             return
         if entry.versions.get(version.number) is not mine or mine.state not in (lifecycle.LOADING, lifecycle.READY):
             await loaded.close(0.0)  # it was unloaded meanwhile

@@ -20,6 +20,7 @@ from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.sources import Source, WishedModel
 from penstock.runtime.sources.local import LocalSource
 from penstock.runtime.triton_config import options_from_config
+from penstock.runtime.workers.shortage import is_shortage
 
 log = logging.getLogger("penstock.repository")
 
@@ -181,12 +182,12 @@ class ModelRepository:
                 await self._look()
                 self._apply()
                 self._last_trouble = ""
-            except PenstockError as error:  # half-written folders, a vanished disk: what serves goes on serving
-                if str(error) != self._last_trouble:
+            except Exception as error:  # half-written folders, a vanished disk: what serves goes on serving
+                if not isinstance(error, PenstockError) and not is_shortage(error):
+                    log.exception("poll_failed")
+                elif str(error) != self._last_trouble:
                     log.warning("poll_failed", extra={"error": str(error)})
                 self._last_trouble = str(error)
-            except Exception:
-                log.exception("poll_failed")
 
     def _failure(self, model: str) -> str | None:
         # A version that serves has a reason when what should have replaced it failed.

@@ -56,6 +56,7 @@ class Life:
             "model": spec.context.name, "version": spec.context.version, "pid": self.pid,
         }  # fmt: skip
         self._beats, self._silent_s, self._looked_at = 0, 0.0, time.monotonic()
+        self.beaten = False  # once it is gone: whether it came so far as to open the model
         self.begun = 0  # once it is gone: the last batch or stream that user code was given
         self._killed_because = ""
         self._timer: asyncio.TimerHandle | None = None
@@ -151,7 +152,7 @@ class Life:
         for relay in self._relays:
             self._loop.remove_reader(relay.fd)
             relay.close()
-        self.begun = self._pulse.begun
+        self.begun, self.beaten = self._pulse.begun, self._pulse.beats > 0
         self._pulse.close()
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)

@@ -25,6 +25,7 @@ from penstock.runtime.workers.frame import LoadSpec
 from penstock.runtime.workers.life import Life
 from penstock.runtime.workers.link import Link
 from penstock.runtime.workers.relay import Allowance
+from penstock.runtime.workers.shortage import ended_while_loading
 from penstock.runtime.workers.stream import Inbox, Stream
 
 log = logging.getLogger("penstock.worker")
@@ -396,8 +397,8 @@ class WorkerProcess:
                 if not (one.left and self._stuck):  # a reader's leaving is not to be blamed on the inputs
                     one.inbox.lost(error)
         if not self._loaded.done():
-            last = self._life.last_lines()
-            self._loaded.set_exception(LoadError(f"the worker ended while it loaded: {self.cause}{last}"))
+            cause = f"{self.cause}{self._life.last_lines()}"
+            self._loaded.set_exception(ended_while_loading(cause, opened=self._life.beaten))
         callbacks, self._exit_callbacks, self._free_callbacks = self._exit_callbacks, [], []
         for callback in callbacks:
             try:
