@@ -149,6 +149,17 @@ async def test_request_that_always_died_in_company_still_runs(tmp_path: Path) ->
         assert (await ask(version.batcher, 0.5)).outputs["y"].tolist() == [0.5]
 
 
+async def test_many_equal_requests_in_one_worker_take_part_in_one_death(tmp_path: Path) -> None:
+    async with loaded(tmp_path, "poisoned") as version:
+        assert version.pool is not None
+        asked = [asyncio.create_task(ask(version.batcher, 0.5)) for _ in range(10)]
+        await asyncio.sleep(0.1)
+        os.kill(version.pool.workers[0].pid, signal.SIGKILL)
+        ended = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(one) for one in ended} == {WorkerLost}
+        assert (await ask(version.batcher, 0.5)).outputs["y"].tolist() == [0.5]
+
+
 async def test_expected_wait_counts_every_slot_of_an_asyncio_worker(tmp_path: Path) -> None:
     async with loaded(tmp_path, "waits") as version:
         await ask(version.batcher, 0.3)  # from here on the batcher knows how long a row takes

@@ -15,8 +15,8 @@ def verdict(quarantine: Quarantine, inputs: dict[str, np.ndarray], now: float) -
 
 def convicted(now: float = 0.0, deaths: int = 2) -> Quarantine:
     quarantine = Quarantine()
-    for _ in range(deaths):
-        quarantine.add([POISON], now, alone=True)
+    for death in range(deaths):
+        quarantine.add([POISON], now - (deaths - death - 1) * 0.001, alone=True)
     return quarantine
 
 
@@ -43,10 +43,11 @@ def test_answer_clears_a_suspect_for_good() -> None:
 def test_company_shares_the_blame() -> None:
     quarantine = Quarantine()
     for death in range(3):
-        quarantine.add([OTHER], 0.0, alone=False)
-        assert verdict(quarantine, OTHER, 0.0) == ALONE, f"refused after {death + 1} deaths in company"
-    quarantine.add([OTHER], 0.0, alone=False)
-    assert verdict(quarantine, OTHER, 0.0) == REFUSED
+        for _ in range(5):  # the same death, told by each batch that the worker held
+            quarantine.add([OTHER], float(death), alone=False)
+        assert verdict(quarantine, OTHER, 3.0) == ALONE, f"refused after {death + 1} deaths in company"
+    quarantine.add([OTHER], 3.0, alone=False)
+    assert verdict(quarantine, OTHER, 3.0) == REFUSED
 
 
 def test_equal_requests_of_one_batch_are_one_suspect_of_one_death() -> None:
@@ -66,8 +67,8 @@ def test_convict_gets_one_trial_at_a_time_and_each_death_doubles_the_wait() -> N
     quarantine.add([POISON], 62.0, alone=True)
     assert verdict(quarantine, POISON, 62.0 + 119.0) == REFUSED
     assert verdict(quarantine, POISON, 62.0 + 121.0) == ALONE
-    for _ in range(20):
-        quarantine.add([POISON], 200.0, alone=True)
+    for death in range(20):
+        quarantine.add([POISON], 181.0 + death, alone=True)
     assert quarantine.judge(POISON, 200.0)[2] == pytest.approx(3600.0)
 
 

@@ -158,9 +158,9 @@ class Batcher:
         """Ends what `retain` began."""
         self._settle(1)
 
-    def note_death(self, inputs: Tensors, *, alone: bool) -> None:
-        """Remembers that a worker died while it answered these inputs with a stream; `alone`: and nothing else."""
-        self._quarantine.add([inputs], time.monotonic(), alone=alone)
+    def note_death(self, inputs: Tensors, error: WorkerLost) -> None:
+        """Remembers that a worker died while it answered these inputs with a stream."""
+        self._quarantine.add([inputs], error.died_at, alone=not error.in_company)
 
     def note_answer(self, inputs: Tensors) -> None:
         """Forgets deaths with these inputs: they have been answered."""
@@ -332,7 +332,7 @@ class Batcher:
         entries = running.entries
         if isinstance(error, WorkerLost) and (error.begun or entries[0].returns >= MOST_RETURNS):
             held = [entry.request.inputs for entry in entries]
-            self._quarantine.add(held, time.monotonic(), alone=not error.in_company)
+            self._quarantine.add(held, error.died_at, alone=not error.in_company)
         elif isinstance(error, DeadlineExceeded):  # a coroutine was cancelled at its deadline
             self._admission.learn_at_least(running.rows, time.monotonic() - running.dispatched)
         elif self._closed is None and isinstance(error, WorkerLost):

@@ -51,12 +51,16 @@ class Quarantine:
         return len(self._suspects)
 
     def add(self, held: Sequence[Tensors], now: float, *, alone: bool) -> None:
-        """Notes that a worker died while it held these inputs; `alone`: and nothing else. Equal ones took part once."""
+        """Notes that a worker died while it held these inputs; `alone`: and nothing else. Equal ones took part once,
+        also those of its other batches: `now` is the moment of the death, and tells one from another."""
         distinct = {_digest(inputs): inputs for inputs in held}
         for key, inputs in distinct.items():
             self._add(key, inputs, now, alone=alone and len(distinct) == 1)
 
     def _add(self, key: bytes, inputs: Tensors, now: float, *, alone: bool) -> None:
+        known = self._suspects.get(key)
+        if known is not None and known.last_death == now:
+            return
         suspect = self._drop(key) or _Suspect(_mark(inputs))
         suspect.deaths += 1
         suspect.deaths_alone += alone

@@ -54,7 +54,7 @@ async def stream(batcher: Batcher, request: Request, key: Hashable, rows: int) -
     except PenstockError as error:
         failed = error.reason
         if isinstance(error, WorkerLost) and not error.begun:
-            batcher.note_death(request.inputs, alone=not error.in_company)
+            batcher.note_death(request.inputs, error)
         raise
     except (GeneratorExit, asyncio.CancelledError):
         failed = Cancelled.reason
@@ -82,7 +82,7 @@ def _watched(batcher: Batcher, request: Request, items: AsyncIterator[Tensors]) 
 
     def lost(error: WorkerLost) -> None:
         if error.begun:
-            batcher.note_death(request.inputs, alone=not error.in_company)
+            batcher.note_death(request.inputs, error)
 
     items.on_lost(lost)
     if request.deadline == NO_DEADLINE:

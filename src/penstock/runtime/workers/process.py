@@ -222,7 +222,8 @@ class WorkerProcess:
     ) -> PenstockError | None:
         self._ids += 1
         if self.state != "ready":
-            return WorkerLost(self._lost_message() if self.state == "gone" else "the worker is stopping", begun=False)
+            text = self._lost_message() if self.state == "gone" else "the worker is stopping"
+            return WorkerLost(text, begun=False, died_at=time.monotonic())
         slot = held.slot = self._slots.pop()
         if (trace := leading(traces)) is not None:
             held.trace_id = trace.trace_id
@@ -387,9 +388,10 @@ class WorkerProcess:
         if not asked:
             log.warning("worker_ended", extra={**self._life.fields, "cause": self.cause})
         held, self._held, self._slots = self._held, {}, []
-        in_company = sum(number <= self._life.begun for number in held) > 1
+        died_at, last = time.monotonic(), self._life.begun
+        in_company = sum(number <= last for number in held) > 1
         for number, one in held.items():
-            error = WorkerLost(self._lost_message(), begun=number <= self._life.begun, in_company=in_company)
+            error = WorkerLost(self._lost_message(), begun=number <= last, in_company=in_company, died_at=died_at)
             if one.done is not None:
                 self._call(one.done, error)
             elif one.inbox is not None:
