@@ -22,6 +22,7 @@ from open_doors import Door, doors, named_memory, tree
 from penstock.protocols import CallRoute
 from penstock.runtime.listeners.grpc import GrpcOptions
 from penstock.runtime.listeners.grpc_calls import Methods
+from penstock.runtime.listeners.hold import Hold
 from penstock.runtime.listening import grpc_protocols, http_protocols
 
 KEY = "a key that nobody guesses"
@@ -138,7 +139,7 @@ def handlers() -> tuple[set[str], set[str]]:
     """The paths of all methods of the gRPC listener: public ones and others."""
 
     async def made() -> tuple[set[str], set[str]]:
-        methods = Methods(NumpyDoor({}), grpc_protocols(), GrpcOptions(), asyncio.Event())
+        methods = Methods(NumpyDoor({}), grpc_protocols(), GrpcOptions(), asyncio.Event(), Hold())
         return set(methods._public), set(methods._handlers)
 
     return asyncio.run(made())

@@ -17,7 +17,7 @@ from penstock.core.errors import AlreadyExists, InvalidInput, LoadError, NotFoun
 from penstock.packaging.entries import Limits
 from penstock.packaging.unpack import is_archive, unpack, unpacked
 
-LIMITS = Limits(entries=2000)
+LIMITS = Limits(entries=2000, free_bytes=16 << 20)
 GOOD = (("iris/1/model.onnx", b"weights"), ("iris/model.toml", b"max_batch_size = 4\n"), ("empty/", None))
 
 

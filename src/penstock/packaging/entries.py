@@ -18,7 +18,6 @@ from penstock.core.errors import InvalidInput, TooLarge
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".mar")  # .mar is TorchServe's name for a zip file
 
-_SAVED_BYTES = 256 << 20  # below this an archive may grow as much as it likes: text and zeros do
 _HEADER_BYTES = 1 << 20  # of one extended tar header: names and times, in a few hundred bytes
 _DIRECTORY_BYTES = 16 << 20  # of a zip file's list of entries, which is read at once
 _END = struct.Struct("<4s4H2LH")  # a zip file's last record, and the two that large ones have before it
@@ -28,11 +27,12 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may come out of one archive. Beyond the first 256 MiB, no more than `ratio` times the archive's size."""
+    """How much may come out of one archive: no more than `ratio` times its size, once that is over `free_bytes`."""
 
     total_bytes: int = 256 << 30
     entries: int = 100_000
     ratio: int = 100
+    free_bytes: int = 256 << 20  # text and zeros may well grow a thousand times
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def entries_of(archive: Path, limits: Limits) -> Iterator[Entry]:
         begin = file.read(4)
         file.seek(0)
         size = archive.stat().st_size
-        budget = _Budget(min(limits.total_bytes, max(_SAVED_BYTES, limits.ratio * size)))
+        budget = _Budget(min(limits.total_bytes, max(limits.free_bytes, limits.ratio * size)))
         try:
             if begin[:2] == b"PK":
                 yield from _zip_entries(file, size, budget)
