@@ -130,7 +130,8 @@ def test_a_handler_that_sleeps_for_ever_changes_no_other_models_latency(
         {
             "fast": str(tmp_path / "fast"),
             "sleeps": {"path": str(tmp_path / "sleeps"), "warm_up": False, "hang_s": 3600.0, "max_queue": 64},
-        }
+        },
+        grace_s=0.5,
     )
     fast = Fast(running)
 
@@ -158,8 +159,10 @@ def test_a_handler_that_sleeps_for_ever_changes_no_other_models_latency(
 
 @pytest.mark.parametrize(
     ("windows", "seconds", "megabytes"),
-    [(2, 1.5, 200), pytest.param(7, 10.0, 1900, marks=[pytest.mark.chaos, pytest.mark.timeout(600)])],
-    ids=["short", "long"],
+    [
+        pytest.param(8, 2.0, 200, marks=[pytest.mark.chaos, pytest.mark.timeout(300)]),
+        pytest.param(7, 10.0, 1900, marks=[pytest.mark.chaos, pytest.mark.timeout(600)]),
+    ],
 )
 def test_loading_and_unloading_a_big_model_hardly_moves_anothers_latency(
     server: Factory, tmp_path: Path, figure: Figure, windows: int, seconds: float, megabytes: int
