@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from penstock.runtime.batching.queue import Lanes, Waiting
 # Of the batches that run, so many are looked at one by one to know when a slot will be free; of more (an asyncio model
 # may have a thousand) it is enough to know that they are half done.
 _LOOKED_AT = 16
+
+# Batches that ran while nobody asked; what older ones say has faded (see `Cost`).
+_REMEMBERED = 64
 
 # Who would be answered in the last moment is late as often as not: times vary.
 _MARGIN = 1.15
@@ -38,6 +42,9 @@ class Admission:
         self._max_queue = max_queue
         self._joined = joinable and limits.join
         self._shed = shed
+        self._ran: deque[tuple[int, float]] = deque(
+            maxlen=_REMEMBERED
+        )  # rows and seconds that `_cost` does not know yet
         self._cost = Cost()
         self._longest_s = 0.0  # of a batch, as far as is known
         self._standing = Standing()
@@ -60,6 +67,8 @@ class Admission:
         lanes = self._lanes
         if lanes.size == 0:
             return
+        if self._ran:
+            self._learn()
         before = lanes.rows_before(request.priority)
         if self._standing.held and not piece and before >= overload.kept_rows(self.slots, self._batch_rows):
             self._refused += 1
@@ -81,14 +90,23 @@ class Admission:
             )
 
     def learn(self, rows: int, seconds: float) -> None:
-        """Takes in how long a batch of so many rows held its slot."""
-        self._cost = cost = self._cost.learn(rows, seconds)
-        self._longest_s = max(cost.of(self._batch_rows), cost.of(1))
+        """Takes in how long a batch of so many rows held its slot. What it means is worked out when somebody waits:
+        that takes as long as all else that is done for a batch here, and on an idle server nobody asks."""
+        self._ran.append((rows, seconds))
 
     def learn_at_least(self, rows: int, seconds: float) -> None:
         """Takes in that a batch had not ended after so long."""
+        self._learn()
         if seconds > self._cost.of(rows):
             self.learn(rows, seconds)
+
+    def _learn(self) -> None:
+        cost = self._cost
+        for rows, seconds in self._ran:
+            cost = cost.learn(rows, seconds)
+        self._ran.clear()
+        self._cost = cost
+        self._longest_s = max(cost.of(self._batch_rows), cost.of(1))
 
     def too_much(self) -> Overloaded:
         """The error of those who are refused to keep the queue short."""
@@ -106,6 +124,7 @@ class Admission:
         were let in, and are no longer in the queue."""
         if now < self._window_ends:
             return []
+        self._learn()
         was_held = self._standing.held
         if not self.slots or not self._cost.weight:
             self._standing = Standing()  # a worker is on its way, or nobody knows yet what a long time is for it
