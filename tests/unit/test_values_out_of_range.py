@@ -17,6 +17,7 @@ from penstock.core.messages import NO_DEADLINE
 from penstock.core.protobuf import parse
 from penstock.core.tensor import parse_spec
 from penstock.protocols import GrpcCall, GrpcInfer, GrpcRequest
+from penstock.protocols.predict_http.table import read_csv
 from penstock.protocols.v2_grpc import plug as v2_grpc
 from penstock.protocols.v2_http import plug as v2_http
 from penstock.runtime.options import ModelOptions
@@ -172,3 +173,19 @@ def test_json_that_would_fill_the_memory_is_refused_before_it_is_read(kind: byte
 
 def test_long_json_of_numbers_is_read() -> None:
     assert read_object(b'{"x":[' + b"0.5," * 2_500_000 + b"0]}")["x"][-2:] == [0.5, 0]
+
+
+@pytest.mark.parametrize("row", ["1\n", "a\r\n", "1\r", ",\n", ",,,,,,,"])
+def test_csv_that_would_fill_the_memory_is_refused_before_it_is_read(row: str) -> None:
+    text = row * (30_000_000 // len(row))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="1024 MiB"):
+            read_csv(text, [parse_spec("x", "f4[n, m]")])
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_long_csv_is_read() -> None:
+    assert read_csv("1,2\n" * 100_000, [parse_spec("x", "f4[n, 2]")])["x"].shape == (100_000, 2)
