@@ -20,7 +20,7 @@ from penstock.runtime.workers.memory_group import MemoryGroup
 __all__ = ["confine", "group"]  # fixtures
 
 MODELS = """
-import os
+import os, time
 import penstock
 
 PLAIN = {"inputs": {"mb": "f8[n]"}, "outputs": {"pid": "i8[n]"}}
@@ -30,6 +30,7 @@ PLAIN = {"inputs": {"mb": "f8[n]"}, "outputs": {"pid": "i8[n]"}}
 def hungry(mb):
     eaten = bytearray(int(mb[0]) << 20)
     eaten[::4096] = b"x" * len(eaten[::4096])
+    time.sleep(0.5 if mb[0] > 100 else 0.0)  # longer than between two looks of a server that watches by itself
     return {"pid": [os.getpid()] * len(mb)}
 
 

@@ -40,7 +40,7 @@ class Run:
 # 1 MB in an hour with 10 million requests in 24 hours is 2.4 bytes for a request. Growth of the first minutes (allocators
 # that find their size, caches that fill) is in any run that starts cold, so the shorter ones allow more.
 PROMISED = 2.4
-SHORT = Run(1.5, 3.0, 12_000, 8_000, 150.0)
+SHORT = Run(1.0, 2.0, 10_000, 6_000, 150.0)
 LONG = Run(90.0, 300.0, 200_000, 300_000, 4 * PROMISED)
 SOAK = Run(1800.0, SOAK_HOURS * 3600, 200_000, 1_000_000, PROMISED, pause_s=0.05)
 
