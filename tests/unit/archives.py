@@ -67,6 +67,28 @@ def zipped(*members: tuple[str, bytes | None], modes: Iterable[int] = ()) -> byt
     return buffer.getvalue()
 
 
+def long_directory(entries: int, comment_bytes: int, *, honest: bool) -> bytes:
+    """A zip64 file whose entries have long comments. If not `honest`, it says that its record of how long its list of
+    entries is lies elsewhere, and there is one that tells of a short list."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number in range(entries):
+            info = zipfile.ZipInfo(f"f{number}")
+            info.comment = b"c" * comment_bytes
+            archive.writestr(info, b"")
+    data = buffer.getvalue()
+    size, begin = struct.unpack_from("<LL", data, len(data) - 10)
+
+    def record(bytes_: int) -> bytes:
+        told = (44, 45, 45, 0, 0, entries, entries, bytes_, begin + 56)
+        return struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", *told)
+
+    place = begin + 56 + size if honest else begin
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, place, 1)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return data[:begin] + record(46) + data[begin : begin + size] + record(size) + locator + end
+
+
 def renamed(data: bytes, old: bytes, new: bytes) -> bytes:
     """A zip file with a name that the library would not write, of the same length."""
     assert len(old) == len(new) and data.count(old) == 2

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from archives import BAD, TAR, TGZ, ZIP, Bad, link, tar, zipped
+from archives import BAD, TAR, TGZ, ZIP, Bad, link, long_directory, tar, zipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +108,26 @@ def test_limits_count_what_comes_out(tmp_path: Path) -> None:
     with pytest.raises(TooLarge):
         unpack(archive, tmp_path / "model", Limits(entries=0))
     unpack(archive, tmp_path / "model", Limits(total_bytes=120_000))
+
+
+def test_limits_count_folders_that_no_entry_names(tmp_path: Path) -> None:
+    members = [("/".join([f"{number}", *"d" * 62, "f"]), b"") for number in range(10)]
+    archive = written(tmp_path, zipped(*members), ZIP)
+    with pytest.raises(TooLarge):
+        unpack(archive, tmp_path / "model", Limits(entries=639))
+    unpack(archive, tmp_path / "model", Limits(entries=640))
+    assert sum(1 for _ in (tmp_path / "model").rglob("*")) == 640
+
+
+def test_a_zip_file_cannot_hide_how_long_its_list_of_entries_is(tmp_path: Path) -> None:
+    for honest, kind in ((True, TooLarge), (False, InvalidInput)):
+        archive = tmp_path / f"{honest}.zip"
+        archive.write_bytes(long_directory(260, 65_535, honest=honest))
+        with pytest.raises(kind, match="list of entries"):
+            unpack(archive, tmp_path / "model")
+    (tmp_path / "short.zip").write_bytes(long_directory(3, 0, honest=True))
+    unpack(tmp_path / "short.zip", tmp_path / "model")
+    assert len(list((tmp_path / "model").iterdir())) == 3
 
 
 def test_folders_of_archives_are_called_as_they_are_and_go_away(tmp_path: Path) -> None:

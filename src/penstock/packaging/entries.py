@@ -193,11 +193,16 @@ def _check_directory(file: IO[bytes], size: int) -> None:
         raise InvalidInput("the archive is no zip file, or its end is missing")
     directory_bytes = _END.unpack_from(tail, at)[5]
     if at >= _END64_PLACE.size and tail.startswith(b"PK\x06\x07", at - _END64_PLACE.size):
-        place = _END64_PLACE.unpack_from(tail, at - _END64_PLACE.size)[2]
+        # The standard library takes the record right before this one, wherever this one says that it is: in an honest
+        # archive the two places are the same, and in another one the record that is read must not be a different one.
+        place = size - tail_bytes + at - _END64_PLACE.size - _END64.size
+        if place < 0 or place != _END64_PLACE.unpack_from(tail, at - _END64_PLACE.size)[2]:
+            raise InvalidInput("the archive is a broken zip file: its list of entries is not where it says")
         file.seek(place)
         record = file.read(_END64.size)
-        if len(record) == _END64.size and record.startswith(b"PK\x06\x06"):
-            directory_bytes = max(directory_bytes if directory_bytes != 0xFFFFFFFF else 0, _END64.unpack(record)[8])
+        if not record.startswith(b"PK\x06\x06"):
+            raise InvalidInput("the archive is a broken zip file: it does not say where its list of entries is")
+        directory_bytes = max(directory_bytes if directory_bytes != 0xFFFFFFFF else 0, _END64.unpack(record)[8])
     if directory_bytes > _DIRECTORY_BYTES:
         raise TooLarge(
             f"the archive's list of entries has {directory_bytes} bytes, at most {_DIRECTORY_BYTES} are read"

@@ -103,6 +103,8 @@ def _fill(root: int, path: Path, entries: Iterable[Entry], limits: Limits) -> No
                 raise InvalidInput(f"{_shown(entry.name)} in the archive has no name")
             continue
         _claim(parts, entry, seen)
+        if len(seen) > limits.entries:  # folders that no entry names are made too, up to 63 for one file
+            raise TooLarge(f"more than {limits.entries} files and folders come out of the archive, the most allowed")
         if entry.kind == "folder":
             os.close(_open_folder(root, parts))
         elif entry.kind == "link":
