@@ -187,6 +187,14 @@ def test_v2_settings_change_what_is_logged_from_the_next_line_on(out: io.StringI
     assert handle.update({"log_format": "ISO8601"})["log_format"] == "ISO8601"
 
 
+@pytest.mark.parametrize(("started", "said"), [("text", "ISO8601"), ("json", "json"), ("auto", "json")])
+def test_the_default_format_is_the_one_the_process_started_with(out: io.StringIO, started: str, said: str) -> None:
+    handle = logs.configure(started, stream=out)
+    for other in ("json", "ISO8601"):
+        handle.update({"log_format": other})
+        assert handle.update({"log_format": "default"})["log_format"] == said
+
+
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [

@@ -93,14 +93,14 @@ class Logs:
         self._switch = _Switch()
         self.handler.addFilter(self._switch)
         self._terminal = stream.isatty()
-        self._format = "auto"
+        self._started = ""
         self._verbose = 0
 
     def set_format(self, format: str) -> None:
-        """Raises: InvalidInput when it is none of `FORMATS`."""
+        """The first one set is what V2 clients come back to by "default". Raises: InvalidInput when none of `FORMATS`."""
         if format not in FORMATS:
             raise InvalidInput(f"log format {format!r}; one of {', '.join(FORMATS)}")
-        self._format = format
+        self._started = self._started or format
         text = format == "text" or (format == "auto" and self._terminal)
         self.handler.setFormatter(TextFormatter(colour=self._terminal) if text else JsonFormatter())
 
@@ -149,7 +149,7 @@ class Logs:
         switch.error = bool(changes.get("log_error", switch.error))
         self._verbose = int(changes.get("log_verbose_level", self._verbose))
         if "log_format" in changes:
-            self.set_format({"default": "auto", "ISO8601": "text", "json": "json"}[str(changes["log_format"])])
+            self.set_format({"default": self._started, "ISO8601": "text", "json": "json"}[str(changes["log_format"])])
         self._apply()
         return self.settings()
 
