@@ -50,7 +50,9 @@ class Peak:
 
     def _look(self) -> None:
         whole_before = sum(held.own_bytes for held in self._before)
-        while not self._ended.wait(0.002):
+        ended = False
+        while not ended:
+            ended = self._ended.wait(0.002)  # and once after the end, so that there is always a look
             held = held_by(self._pid)
             self.private = max(self.private, held[0].private_bytes - self._before[0].private_bytes)
             self.whole = max(self.whole, sum(one.own_bytes for one in held) - whole_before)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import concurrent.futures
 import http.client
 import json
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -99,7 +98,7 @@ async def test_overload_costs_neither_goodput_nor_the_latency_of_what_is_answere
     grown = report.memory[-1].rss_bytes / report.memory[0].rss_bytes
     figure("P4a", f"memory after {what}", round(grown, 3), "of before", goal="flat")
     assert report.violations == []
-    assert set(calm.outcomes) == {"ok"} or calm.outcomes["ok"] > 0.9 * calm.sent
+    assert calm.outcomes["ok"] > 0.9 * calm.sent
     assert after.outcomes["ok"] > 0.95 * after.sent, "back to normal"
     assert grown < 1.2
     assert storm.outcomes["unavailable"] > 0.3 * storm.sent
@@ -150,11 +149,9 @@ def test_storm_of_retries_ends_as_soon_as_its_callers_do(
                 assert answer.status == 503 and int(answer.headers["Retry-After"]) >= 1
         connection.close()
 
-    threads = [threading.Thread(target=caller) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        for done in [pool.submit(caller) for _ in range(12)]:
+            done.result()
     assert outcomes[503] > outcomes[200] > 0.2 * seconds * 200
     began = time.monotonic()
     connection = http.client.HTTPConnection(address, timeout=30)
@@ -189,4 +186,3 @@ async def test_deadlines_that_cannot_be_met_are_refused_and_those_that_can_are_n
             share = outcomes["unavailable"] / report.summary().sent
             figure("P4b", "refused though it could be met, at 70 % load", round(share * 100, 2), "%", goal="few")
             assert share < 0.05
-    await asyncio.sleep(0)

@@ -188,6 +188,7 @@ def test_each_request_of_a_joined_batch_keeps_its_own_trace(telling: RunningServ
         thread.start()
     for thread in [slow, *threads]:
         thread.join()
+    assert len(answers) == len(threads)
     for number, found in answers.items():
         expected = "" if number % 3 == 0 else sent(number)
         for row in found["own"]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
-import threading
 import urllib.request
 from collections.abc import Callable
 from functools import partial
@@ -135,11 +135,10 @@ def test_going_back_by_a_call_takes_no_load(server: Factory, tmp_path: Path, fig
     assert serves(running, "m", 2)
     wish = json.dumps({"parameters": {"config": json.dumps({"version_policy": {"specific": {"versions": [1]}}})}})
     request = urllib.request.Request(f"{running.http}/v2/repository/models/m/load", wish.encode(), method="POST")
-    with traffic_to(running, "m"):
-        caller = threading.Thread(target=lambda: urllib.request.urlopen(request, timeout=60).read())
-        caller.start()
+    with traffic_to(running, "m"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        called = pool.submit(lambda: urllib.request.urlopen(request, timeout=60).read())
         took_s = eventually(partial(serves, running, "m", 1))
-        caller.join()
+        called.result()
     assert ask(running, "m")[2] == first
     figure("P9c", "going back to the version before, by a call", took_s, "s", goal="≤ 1 s")
     assert took_s < 5.0
@@ -153,12 +152,8 @@ def test_a_version_takes_over_with_all_its_workers(server: Factory, tmp_path: Pa
     running = server({"m": {"path": str(folder), "workers": 3, "batch": False, "warm_up": False}}, poll_s=0.1)
     add(folder, 3, more=slow_load, wait_s=0.5)
     eventually(partial(serves, running, "m", 3))
-    pids: set[int] = set()
-    threads = [threading.Thread(target=lambda: pids.add(ask(running, "m")[2])) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        pids = set(pool.map(lambda _: ask(running, "m")[2], range(3)))
     assert len(pids) == 3
 
 
