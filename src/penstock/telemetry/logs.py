@@ -97,7 +97,7 @@ class Logs:
         self._verbose = 0
 
     def set_format(self, format: str) -> None:
-        """The first one set is what V2 clients come back to by "default". Raises: InvalidInput when none of `FORMATS`."""
+        """The first one is what "default" means to V2 clients. Raises: InvalidInput when it is none of `FORMATS`."""
         if format not in FORMATS:
             raise InvalidInput(f"log format {format!r}; one of {', '.join(FORMATS)}")
         self._started = self._started or format
