@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from penstock import ledger
@@ -101,6 +102,12 @@ class Liar:
         last, self._last = self._last or right, right
         if self.lie == "silent":
             return
+        if self.lie == "refuses":
+            self._write(writer, 503, {"error": "full"})
+            return
+        if self.lie == "too early":
+            self._write(writer, 504, {"error": "late"})
+            return
         if self.lie == "late":
             await asyncio.sleep(0.4)
         output = last if self.lie == "crossed" else right
@@ -110,11 +117,16 @@ class Liar:
         )
         if self.lie == "cut":
             writer.transport.abort()
+        if self.lie == "twice":
+            self._write(writer, 200, {"id": name, "outputs": [output], "model_version": "1"})
+        if self.lie == "honest, without a length":
+            writer.close()
 
     def _write(self, writer: asyncio.StreamWriter, status: int, value: object) -> None:
         content = json.dumps(value).encode()
         cut = content[: len(content) // 2] if self.lie == "cut" else content
-        writer.write(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n" % (status, len(content)) + cut)
+        length = b"" if self.lie == "honest, without a length" else b"Content-Length: %d\r\n" % len(content)
+        writer.write(b"HTTP/1.1 %d x\r\n%b\r\n" % (status, length) + cut)
 
 
 @contextlib.asynccontextmanager
@@ -131,9 +143,13 @@ async def listening(liar: Liar) -> AsyncIterator[str]:
         ("crossed", ["crossed"]),
         ("misnamed", ["crossed"]),
         ("late", ["late"]),
-        ("silent", ["lost"]),
-        ("error", ["untruthful"]),
-        ("cut", ["untruthful"]),
+        ("silent", ["lost", "useless"]),
+        ("error", ["untruthful", "useless"]),
+        ("cut", ["untruthful", "useless"]),
+        ("twice", ["doubled"]),
+        ("refuses", ["useless"]),
+        ("too early", ["untruthful", "useless"]),
+        ("honest, without a length", []),
     ],
 )
 async def test_each_lie_is_caught(lie: str, kinds: list[str]) -> None:
@@ -143,6 +159,37 @@ async def test_each_lie_is_caught(lie: str, kinds: list[str]) -> None:
     async with listening(liar) as url:
         report = await ledger.run(ledger.Target(url, "tripled"), plan)
     assert [violation.kind for violation in report.violations] == kinds, report.violations
+
+
+@pytest.mark.parametrize(
+    ("answer", "kinds"), [("nothing", ["lost", "useless"]), ("garbage", ["untruthful", "useless"])], ids=str
+)
+async def test_lies_over_grpc_are_caught(answer: str, kinds: list[str]) -> None:
+    async def infer(request: bytes, context: Any) -> bytes:
+        if answer == "nothing":
+            await asyncio.sleep(60)
+        return b"\xff\xff"
+
+    method = grpc.unary_unary_rpc_method_handler(infer)
+    listener = grpc.aio.server()
+    listener.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": method}),)
+    )
+    port = listener.add_insecure_port("127.0.0.1:0")
+    await listener.start()
+    try:
+        plan = seconds(0.4, 50, deadline_s=0.2, patience_s=0.3, grpc_share=1.0)
+        async with listening(Liar()) as url:
+            report = await ledger.run(ledger.Target(url, "tripled", grpc=f"127.0.0.1:{port}"), plan)
+        assert [violation.kind for violation in report.violations] == kinds, report.violations
+    finally:
+        await listener.stop(None)
+
+
+async def test_fault_that_finds_no_process_fails_the_run(tripled: Any) -> None:
+    plan = seconds(0.5, 50, faults=(ledger.Fault(0.1, "kill", 2**22 + 1, "worker"),))
+    report = await ledger.run(target(tripled), plan)
+    assert [violation.kind for violation in report.violations] == ["harmless"]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -172,6 +219,8 @@ def test_command_measures_capacity_breaks_a_worker_and_writes_text_json_and_a_pa
         (["--fault", "kill@1"], "--pid"),
         (["--allow", "everything"], "unsent"),
         (["--leave", "2"], "fraction"),
+        (["--pid", "4194305"], "no such process"),
+        (["--html", "/no/such/folder/x.html"], "cannot be written"),
     ],
 )
 def test_command_refuses_what_can_never_work(tripled: Any, arguments: list[str], says: str) -> None:

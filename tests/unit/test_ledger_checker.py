@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from penstock.core.errors import InvalidInput
+from penstock.core.errors import InvalidInput, PenstockError
 from penstock.core.tensor import TensorSpec
 from penstock.ledger import Fault, Phase, Plan, charts, faults, payloads, schedule
 from penstock.ledger.book import Entry
@@ -41,6 +41,8 @@ def entry(outcome: str | None = "ok", ended: float = 0.5, **fields: object) -> E
         (entry("error"), "untruthful"),
         (entry("cut"), "untruthful"),
         (entry("refused"), "untruthful"),
+        (entry("deadline", 0.2), "untruthful"),
+        (entry("unsent", 6.0), "unsent"),
     ],
 )
 def test_each_rule_is_broken_by_what_breaks_it_alone(wrong: Entry, kind: str) -> None:
@@ -49,12 +51,12 @@ def test_each_rule_is_broken_by_what_breaks_it_alone(wrong: Entry, kind: str) ->
 
 
 def test_late_answers_are_no_fault_where_they_say_so_or_the_generator_is_late_itself() -> None:
-    assert check([entry("deadline", 1.4)], PLAN) == []
+    assert check([entry(), entry("deadline", 1.4)], PLAN) == []
     assert check([entry("ok", 1.2)], PLAN, on_time=False) == []
 
 
 def test_outcomes_that_a_plan_allows_are_truthful() -> None:
-    assert check([entry("error")], replace(PLAN, allowed=PLAN.allowed | {"error"})) == []
+    assert check([entry(), entry("error")], replace(PLAN, allowed=PLAN.allowed | {"error"})) == []
 
 
 @pytest.mark.parametrize(("counted", "broken"), [(1, True), (2, False), (3, False), (4, True)])
@@ -66,6 +68,12 @@ def test_server_must_count_what_was_seen_and_may_count_what_nobody_could_see(cou
 
 def test_a_server_that_began_to_count_anew_is_not_judged_by_its_counters() -> None:
     assert check([entry()], PLAN, Counters("test", 100), NONE) == []
+    assert check([entry()], PLAN, Counters("test", 0, since=1.0), Counters("test", 100, since=2.0)) == []
+    assert check([entry()], PLAN, Counters("test", 0), Counters("another", 100)) == []
+
+
+def test_server_that_answers_nothing_rightly_is_useless() -> None:
+    assert [violation.kind for violation in check([entry("unavailable")], PLAN)] == ["useless"]
 
 
 def test_schedule_is_the_plans_alone_and_keeps_rate_and_shares() -> None:
@@ -122,8 +130,34 @@ def test_model_whose_answers_say_nothing_is_refused(first: float, second: float,
 
 def test_grpc_body_is_the_request_with_its_id() -> None:
     learnt = known()
-    request = learnt._request.FromString(learnt[1].grpc_body("00ff"))
+    request = learnt._request.FromString(learnt.grpc_body(1, "00ff", 0.5))
     assert (request.id, request.model_name, list(request.inputs[0].shape)) == ("00ff", "m", [2, 3])
+    assert request.parameters["timeout"].int64_param == 500_000
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"outputs": [{"name": "y"}]}', b'{"outputs": 3}'])
+def test_answer_that_is_none_is_told(body: bytes) -> None:
+    with pytest.raises(PenstockError):
+        known().read_json(body)
+
+
+def test_fractions_are_no_whole_numbers() -> None:
+    body = b'{"outputs": [{"name": "y", "datatype": "INT64", "shape": [1], "data": [1.7]}]}'
+    with pytest.raises(PenstockError):
+        known().read_json(body)
+
+
+def test_grpc_answer_that_is_none_is_told_and_an_empty_output_is_one() -> None:
+    learnt = known()
+    with pytest.raises(PenstockError):
+        learnt.read_grpc(b"\xff\xff")
+    answer = learnt._response()
+    output = answer.outputs.add(name="y", datatype="UINT8", shape=[0])
+    assert learnt.read_grpc(answer.SerializeToString())[2]["y"].shape == (0,)
+    output.shape[:] = [1]
+    output.contents.uint_contents.append(300)
+    with pytest.raises(PenstockError):
+        learnt.read_grpc(answer.SerializeToString())
 
 
 @pytest.mark.parametrize("text", ["kill", "kill@", "maim@1", "kill:nobody@1", "kill@-1"])

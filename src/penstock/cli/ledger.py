@@ -115,6 +115,10 @@ def bench_ledger(
     if unknown:
         raise InvalidInput(f"--allow is {', '.join(sorted(unknown))}; write one of {', '.join(OUTCOMES)}")
     parts = loads(load)
+    if pid is not None and not Path(f"/proc/{pid}").exists():
+        raise InvalidInput(f"--pid is {pid}, and there is no such process")
+    if html is not None:
+        _check_writable(html)
     with contextlib.ExitStack() as stack:
         if serve is not None:
             own = stack.enter_context(started(serve))
@@ -132,13 +136,13 @@ def bench_ledger(
             )  # fmt: skip
 
         report = _run(target, plan, parts, values)
-    if html is not None:
-        html.write_text(page.render(report, f"Ledger of {name}"), encoding="utf-8")
     if as_json:
         print_json(text.as_json(report))
     else:
         print_table(text.rows(report))
         sys.stdout.write("\n".join(text.verdict(report)) + "\n")
+    if html is not None:
+        html.write_text(page.render(report, f"Ledger of {name}"), encoding="utf-8")
     if not report.passed:
         raise typer.Exit(1)
 
@@ -184,6 +188,14 @@ def _each_row(client: Client, name: str, version: str, given: str) -> list[dict[
             f"--input has inputs of {sorted(lengths)} rows; each row is one request, so all need as many"
         )
     return [{key: array[row : row + 1] for key, array in values.items()} for row in range(lengths.pop())]
+
+
+def _check_writable(file: Path) -> None:
+    """Raises: InvalidInput. Before the run, which may take long."""
+    try:
+        file.touch()
+    except OSError as error:
+        raise InvalidInput(f"--html is {file}, which cannot be written: {error.strerror}") from None
 
 
 def _tell(line: str) -> None:

@@ -213,7 +213,10 @@ def _from_json(data: object, datatype: str, shape: tuple[int, ...]) -> Array:
     dtype = NUMPY_OF[datatype]
     element_count(shape)  # refuses the -1 that numpy would take for "as many as there are"
     if datatype != "BYTES":
-        return np.array(data, dtype=dtype).reshape(shape)
+        array = np.array(data, dtype=dtype)
+        if dtype.kind in "iu" and np.asarray(data).dtype.kind == "f" and (array != np.asarray(data)).any():
+            raise ValueError(f"fractions in an output of {datatype}")  # which numpy would cut off
+        return array.reshape(shape)
     flat: list[object] = [data]
     while flat and isinstance(flat[0], list):
         flat = [item for part in flat for item in part]  # type: ignore[attr-defined]  # each part is a list, as the first

@@ -53,6 +53,7 @@ class Entry:
     phase: int
     deadline_s: float
     leave_after_s: float | None = None  # when its caller hangs up, from `scheduled`; None is never
+    tried: float | None = None  # when the generator came to it; later than `scheduled` by the generator's own fault
     sent: float | None = None
     ended: float | None = None
     outcome: Outcome | None = None

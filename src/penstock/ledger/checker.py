@@ -37,9 +37,11 @@ def check(
     - crossed: a success that is not this request's.
     - late: an answer, other than that it is too late, after deadline and slack. Not judged when the generator itself
       was not `on_time`: it then reads answers late too.
-    - untruthful: an outcome that the plan does not allow.
+    - untruthful: an outcome that the plan does not allow; a word of a passed deadline before it has passed.
+    - useless: not one right answer.
+    - unsent: requests that the generator itself could not send.
     - miscounted: the server's successes are not those that its callers saw. A caller that left or was cut off may or
-      may not have been answered; so may one whose gRPC call ended by itself at its deadline.
+      may not have been answered.
     """
     late_s = plan.deadline_s + plan.slack_s
     rules: list[tuple[str, Callable[[Entry], bool]]] = [
@@ -49,28 +51,39 @@ def check(
         ("late", lambda entry: on_time and entry.outcome in _ANSWERS and entry.latency_s > late_s),
         (
             "untruthful",
-            lambda entry: entry.outcome not in plan.allowed and entry.outcome not in (None, book.LOST, book.UNSENT),
+            lambda entry: (
+                (entry.outcome not in plan.allowed and entry.outcome not in (None, book.LOST, book.UNSENT))
+                or (entry.outcome == book.DEADLINE and entry.latency_s < plan.deadline_s - plan.slack_s)
+            ),
         ),
+        ("unsent", lambda entry: entry.outcome == book.UNSENT),
     ]
     violations = []
     for kind, broken in rules:
         found = [entry for entry in entries if broken(entry)]
         if found:
             violations.append(Violation(kind, len(found), _told(found[0])))
+    if entries and not any(entry.outcome == book.OK for entry in entries):
+        violations.append(Violation("useless", len(entries), _told(entries[0])))
     return violations + _counted(entries, before, after)
 
 
 _ANSWERS = (book.OK, book.QUOTA, book.UNAVAILABLE, book.INVALID, book.ERROR)
 
 
+def comparable(before: Counters | None, after: Counters | None) -> bool:
+    """Whether two readings are of one process, and of one kind; a new process counts from 0."""
+    if before is None or after is None:
+        return False
+    return (before.source, before.since) == (after.source, after.since) and after.successes >= before.successes
+
+
 def _counted(entries: Sequence[Entry], before: Counters | None, after: Counters | None) -> list[Violation]:
-    if before is None or after is None or after.successes < before.successes:  # a new server counts from 0
+    if not comparable(before, after):
         return []
+    assert before is not None and after is not None
     ok = sum(entry.outcome == book.OK for entry in entries)
-    unknown = sum(
-        entry.outcome in (book.LEFT, book.CUT, book.LOST) or (entry.protocol, entry.outcome) == ("grpc", book.DEADLINE)
-        for entry in entries
-    )
+    unknown = sum(entry.outcome in (book.LEFT, book.CUT, book.LOST) for entry in entries)
     counted = after.successes - before.successes
     if ok <= counted <= ok + unknown:
         return []

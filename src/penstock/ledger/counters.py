@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from penstock.client import Client
@@ -17,6 +17,7 @@ from penstock.ledger.book import Target
 
 _TIMEOUT_S: Final = 5.0
 _SAMPLE: Final = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)(?: \d+)?$", re.MULTILINE)
+_STARTED: Final = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 # Servers' own names for answered and failed inferences; all carry the model's name in one of these labels.
 # Sources: Triton's and MLServer's documentation of their metrics.
@@ -27,25 +28,36 @@ _MODEL_LABELS: Final = ("model", "model_name")
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Requests of one model since the server started. None is what this server does not count."""
+    """Requests of one model since the server started. None is what this server does not say. `ended` and `held` tell
+    whether it is quiet."""
 
     source: str
     successes: int
     ended: int | None = None  # in any way
     held: int | None = None  # in the server right now
+    since: float | None = None  # when its process started, in seconds of the epoch
 
 
 def read(target: Target) -> Counters | None:
     """What the server counts; None when it offers nothing that is understood, or does not answer. Blocks."""
     text = _metrics(target)
-    counters = _penstock(text, target.model) or _prometheus(text, target.model)
-    return counters or _statistics(target)
+    counters = _penstock(text, target.model) or _prometheus(text, target.model) or _statistics(target)
+    started = _STARTED.search(text)
+    return replace(counters, since=float(started[1])) if counters and started else counters
+
+
+def direct(target: Target) -> urllib.request.OpenerDirector:
+    """Opens URLs with the target's TLS and without a proxy, whatever the environment says: as the load is sent."""
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if "https" in (target.url[:5], (target.metrics_url or "")[:5]):
+        handlers.append(urllib.request.HTTPSHandler(context=target.tls.context()))
+    return urllib.request.build_opener(*handlers)
 
 
 def _metrics(target: Target) -> str:
     try:
         if target.metrics_url is not None:
-            with urllib.request.urlopen(target.metrics_url, timeout=_TIMEOUT_S) as answer:
+            with direct(target).open(target.metrics_url, timeout=_TIMEOUT_S) as answer:
                 return str(answer.read().decode(errors="replace"))
         with Client(target.url, api_key=target.api_key, tls=target.tls, timeout_s=_TIMEOUT_S, retries=0) as client:
             return client.metrics()

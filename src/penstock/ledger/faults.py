@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from penstock.core.errors import InvalidInput
+from penstock.core.errors import InvalidInput, NotFound
 
 SIGNALS: Final = {
     "kill": signal.SIGKILL,
@@ -45,7 +45,12 @@ class Fault:
             raise InvalidInput(f"a fault's victim is one of {', '.join(VICTIMS)}; got {self.victim!r}")
 
     def inject(self) -> str:
-        """Does it, and says what was done. Called from a thread."""
+        """Does it, and says what was done. Called from a thread.
+
+        Raises:
+            NotFound: there is no such process.
+            OSError: the system does not allow it.
+        """
         if self.call is not None:
             self.call()
             return self.action
@@ -53,11 +58,11 @@ class Fault:
             raise InvalidInput(f"{self.action} needs the server's process (--pid)")
         pid = self.pid if self.victim == "server" else _descendant(self.pid, busiest=self.victim == "worker")
         if pid is None:
-            return f"{self.action} found no {self.victim}"
+            raise NotFound(f"{self.action} found no {self.victim} of process {self.pid}")
         try:
             os.kill(pid, SIGNALS[self.action])
         except ProcessLookupError:
-            return f"{self.action}: process {pid} was gone"
+            raise NotFound(f"{self.action} found process {pid} gone") from None
         return f"{self.action} {self.victim} {pid}"
 
 

@@ -1,4 +1,8 @@
-"""Sends requests over gRPC when they are due. The call's own deadline is the request's."""
+"""Sends requests over gRPC when they are due.
+
+The deadline travels as V2's `timeout`, not as the call's own: a call ends itself at its own deadline, and then nobody
+could tell a server that answers in time that it is late from one that never answers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.client.options import Tls
-from penstock.core.errors import InvalidInput
+from penstock.core.errors import InvalidInput, PenstockError
 from penstock.ledger import book
 from penstock.ledger.book import Entry, Outcome, Target
 from penstock.ledger.payloads import Payloads
@@ -66,10 +70,10 @@ class GrpcSender:
         import grpc.aio
 
         now = self._clock()
-        entry.sent = now
+        entry.tried = entry.sent = now
         left_s = entry.scheduled + entry.deadline_s - now
         call = self._calls[entry.number % len(self._calls)](
-            self._payloads[entry.payload].grpc_body(entry.id), timeout=max(0.001, left_s), metadata=self._metadata
+            self._payloads.grpc_body(entry.payload, entry.id, left_s), metadata=self._metadata
         )
         leave_s = None if entry.leave_after_s is None else max(0.0, entry.scheduled + entry.leave_after_s - now)
         wait_s = left_s + self._patience_s if leave_s is None else leave_s
@@ -83,14 +87,15 @@ class GrpcSender:
             entry.end(self._clock(), *_failed(error))
         else:
             self._answered(entry, body)
-        done(entry)
+        finally:
+            done(entry)
 
     def _answered(self, entry: Entry, body: bytes) -> None:
         now = self._clock()
         try:
             request_id, entry.version, outputs = self._payloads.read_grpc(body)
-        except (ValueError, KeyError, TypeError, StopIteration, InvalidInput) as error:
-            entry.end(now, book.ERROR, "OK", f"the answer cannot be read: {error!r}")
+        except PenstockError as error:
+            entry.end(now, book.ERROR, "OK", f"the answer cannot be read: {error}")
             return
         if request_id and request_id != entry.id:
             entry.crossed = f"it carries the id {request_id}"

@@ -15,17 +15,19 @@ import httptools
 
 from penstock.client.http1 import request
 from penstock.client.options import IDLE_S, parse_url
+from penstock.core.errors import PenstockError
 from penstock.ledger import book
 from penstock.ledger.book import Entry, Outcome, Target
 from penstock.ledger.payloads import Payloads
 
 _BY_STATUS: Final[dict[int, Outcome]] = {
-    408: book.DEADLINE,
     429: book.QUOTA,
     503: book.UNAVAILABLE,
     504: book.DEADLINE,
 }
 _CONNECT_S: Final = 5.0
+# Source: RFC 9110, 15.5.9. A server may say so on a kept connection that it closes, without having been asked.
+_IDLE_TOO_LONG: Final = 408
 
 
 def outcome_of_status(status: int) -> Outcome:
@@ -56,6 +58,7 @@ class HttpSender:
 
     def send(self, entry: Entry, done: Callable[[Entry], None]) -> None:
         """Sends at once where a connection can be had. `done` is called once, when the request has its outcome."""
+        entry.tried = self._clock()
         self._done[entry.number] = done
         loop = asyncio.get_running_loop()
         now = self._clock()
@@ -94,6 +97,7 @@ class HttpSender:
                 )
         except (OSError, TimeoutError) as error:
             self.ended(entry, book.REFUSED, "", str(error) or type(error).__name__)
+            self._next()
             return
         if entry.outcome is None:
             self._write(connection, entry)
@@ -161,14 +165,19 @@ class HttpSender:
         now = self._clock()
         try:
             request_id, entry.version, outputs = self._payloads.read_json(body)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            self.ended(entry, book.ERROR, str(status), f"the answer cannot be read: {error!r}", now)
+        except PenstockError as error:
+            self.ended(entry, book.ERROR, str(status), f"the answer cannot be read: {error}", now)
             return
         if request_id and request_id != entry.id:
             entry.crossed = f"it carries the id {request_id}"
         else:
             entry.crossed = self._payloads[entry.payload].wrong(outputs)
         self.ended(entry, book.OK, str(status), "", now)
+
+    def answered_again(self, entry: Entry, status: int) -> None:
+        """Takes a second answer to a request."""
+        if status != _IDLE_TOO_LONG:
+            entry.end(self._clock(), outcome_of_status(status), str(status))
 
     def ended(self, entry: Entry, outcome: Outcome, code: str = "", detail: str = "", now: float | None = None) -> None:
         """Takes an outcome."""
@@ -187,6 +196,8 @@ class _Connection(asyncio.Protocol):
         self._sender = sender
         self._transport: asyncio.Transport | None = None
         self.entry: Entry | None = None
+        self._last: Entry | None = None  # the one that was answered last
+        self._headers_complete = False
         self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -201,6 +212,7 @@ class _Connection(asyncio.Protocol):
         self.entry = entry
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
+        self._headers_complete = False
         self._body: list[bytes] = []
         if self._transport is None or self._transport.is_closing():
             self._lost("it was closed before the request was written")
@@ -213,7 +225,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self.entry is None:  # more than was asked for
+        if self.entry is None and self._last is None:  # nothing was asked for
             self.abort()
             return
         try:
@@ -235,10 +247,17 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
 
+    def on_headers_complete(self) -> None:
+        self._headers_complete = True
+
     def on_message_complete(self) -> None:
         entry, self.entry = self.entry, None
         if entry is None:
+            if self._last is not None:
+                self._sender.answered_again(self._last, self._parser.get_status_code())
+            self.abort()
             return
+        self._last = entry
         keep = self._parser.should_keep_alive()
         self._sender.answered(entry, self._parser.get_status_code(), self._headers, b"".join(self._body))
         if keep and self._transport is not None and not self._transport.is_closing():
@@ -248,5 +267,10 @@ class _Connection(asyncio.Protocol):
 
     def _lost(self, why: str) -> None:
         entry, self.entry = self.entry, None
-        if entry is not None:
+        if entry is None:
+            return
+        if self._headers_complete and not self._headers.keys() & {"content-length", "transfer-encoding"}:
+            # Source: RFC 9112, 6.3: without either, the end of the connection is the end of the answer.
+            self._sender.answered(entry, self._parser.get_status_code(), self._headers, b"".join(self._body))
+        else:
             self._sender.ended(entry, book.CUT, "", why)

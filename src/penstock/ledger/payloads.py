@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import orjson
 
 from penstock.client.calls import model_path
+from penstock.client.tensors import decode
 from penstock.core.errors import InvalidInput
 from penstock.core.json_tensor import json_of_array
-from penstock.core.protobuf import Schema
+from penstock.core.protobuf import Schema, parse
 from penstock.core.tensor import NUMPY_OF, Array, TensorSpec, from_wire, to_wire
 
 Arrays = Mapping[str, Array]
@@ -39,10 +41,6 @@ class Payload:
         """The V2 JSON body. The deadline goes along in the protocol's unit, microseconds."""
         head = b'{"id":"%s","parameters":{"timeout":%d},"inputs":'
         return b"%b%b}" % (head % (request_id.encode(), max(1, int(timeout_s * 1e6))), self.json_inputs)
-
-    def grpc_body(self, request_id: str) -> bytes:
-        """The ModelInferRequest. Source: protobuf's wire format, where fields may be appended; 3 is `id`."""
-        return b"%b\x1a%c%b" % (self.grpc_request, len(request_id), request_id.encode())
 
     def wrong(self, outputs: Arrays) -> str:
         """Why `outputs` are not the right ones; "" when they are."""
@@ -104,33 +102,29 @@ class Payloads:
                 "crossed answers would go unseen. Give inputs with different answers, one a row (--input)"
             )
 
+    def grpc_body(self, index: int, request_id: str, timeout_s: float) -> bytes:
+        """The ModelInferRequest of one payload, with the deadline as V2's `timeout`. Source: protobuf's wire format,
+        where the fields of two messages may follow each other."""
+        rest = self._request(id=request_id)
+        rest.parameters["timeout"].int64_param = max(1, int(timeout_s * 1e6))
+        return self.items[index].grpc_request + bytes(rest.SerializeToString())
+
     def read_json(self, body: bytes) -> tuple[str, str, Arrays]:
-        """Request id, version and outputs of a V2 JSON answer. Raises: ValueError, KeyError, TypeError."""
-        answer = orjson.loads(body)
-        outputs = {}
-        for output in answer["outputs"]:
-            dtype = NUMPY_OF[output["datatype"]]
-            data = output["data"]
-            array = np.array(data, dtype=object if dtype.kind == "O" else dtype)
-            if dtype.kind == "O":
-                array.ravel()[:] = [item.encode() if isinstance(item, str) else item for item in array.ravel()]
-            outputs[output["name"]] = array.reshape(output["shape"])
-        return str(answer.get("id") or ""), str(answer.get("model_version") or ""), outputs
+        """Request id, version and outputs of a V2 JSON answer. Raises: PenstockError when it is none."""
+        result = decode(body, {}, {})
+        return result.id, result.version, result.outputs
 
     def read_grpc(self, body: bytes) -> tuple[str, str, Arrays]:
-        """Request id, version and outputs of a ModelInferResponse. Raises: ValueError, KeyError."""
-        answer = self._response()
-        answer.ParseFromString(body)
-        outputs = {}
+        """Request id, version and outputs of a ModelInferResponse. Raises: PenstockError when it is none."""
+        answer = parse(self._response, body)
+        outputs: dict[str, Array] = {}
         raw = list(answer.raw_output_contents)
         for index, output in enumerate(answer.outputs):
             shape = tuple(output.shape)
             if index < len(raw):
                 outputs[output.name] = from_wire(raw[index], output.datatype, shape)
             else:
-                contents = next(value for _, value in output.contents.ListFields())
-                dtype = NUMPY_OF[output.datatype]
-                outputs[output.name] = np.array(list(contents), dtype=dtype).reshape(shape)
+                outputs[output.name] = _typed(output, shape)
         return answer.id, answer.model_version, outputs
 
     def _make(self, inputs: Arrays) -> Payload:
@@ -202,6 +196,15 @@ def told_apart(payloads: Sequence[Payload]) -> float:
             pairs += 1
             different += bool(one.wrong(other.expected))
     return different / pairs if pairs else 0.0
+
+
+def _typed(output: Any, shape: tuple[int, ...]) -> Array:
+    """An output's typed contents. Raises: InvalidInput."""
+    values = next((list(value) for _, value in output.contents.ListFields()), [])
+    try:
+        return np.array(values, dtype=NUMPY_OF[output.datatype]).reshape(shape)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise InvalidInput(f"output {output.name} is no {output.datatype} of shape {list(shape)}: {error}") from None
 
 
 def _text(value: object) -> object:

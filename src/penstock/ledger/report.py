@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from penstock.ledger import book
 from penstock.ledger.book import Entry, Event, Target
-from penstock.ledger.checker import Violation
+from penstock.ledger.checker import Violation, comparable
 from penstock.ledger.counters import Counters
 from penstock.ledger.schedule import Plan
 
@@ -63,6 +63,20 @@ class Report:
     def on_time(self) -> bool:
         """Whether the generator kept its schedule well enough to judge whether the server did."""
         return self.lag_p99_s <= self.plan.slack_s
+
+    @property
+    def not_judged(self) -> dict[str, str]:
+        """The rules that could not be judged, with the reason."""
+        reasons = {}
+        if not self.on_time:
+            reasons["late"] = "the generator itself was too late for this load"
+        if not self.told_apart:
+            reasons["crossed"] = "all requests have the same answer"
+        if self.before is None or self.after is None:
+            reasons["miscounted"] = "the server offers no counters that are understood"
+        elif not comparable(self.before, self.after):
+            reasons["miscounted"] = "another process counts now than at first"
+        return reasons
 
     def summary(self, phase: int | None = None) -> Summary:
         """Figures of one phase, or of the whole run."""

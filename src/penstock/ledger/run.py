@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from penstock.client import Client
-from penstock.client.options import parse_url
-from penstock.core.errors import InvalidInput, NotReady
+from penstock.core.errors import Internal, InvalidInput, NotFound, NotReady
 from penstock.core.tensor import datatype_of
 from penstock.ledger import book, counters, payloads
 from penstock.ledger.book import Entry, Event, Target
-from penstock.ledger.checker import check
+from penstock.ledger.checker import Violation, check
 from penstock.ledger.faults import Fault, descendants, rss_bytes
 from penstock.ledger.grpc import GrpcSender
 from penstock.ledger.http import HttpSender
@@ -55,7 +54,8 @@ async def run(
     senders = _Senders(target, plan, known, clock)
     events: list[Event] = []
     memory: list[Memory] = []
-    beside = [asyncio.create_task(_break(fault, clock, events)) for fault in plan.faults]
+    failed: list[Event] = []
+    beside = [asyncio.create_task(_break(fault, clock, events, failed)) for fault in plan.faults]
     watch = asyncio.create_task(_watch(plan.watch_pid, clock, memory))
     try:
         await _send_all(all_entries, senders, clock, progress)
@@ -66,7 +66,7 @@ async def run(
         await asyncio.gather(watch, *beside, return_exceptions=True)
         await senders.close()
     after = await _when_quiet(target, before)
-    lags = sorted(entry.sent - entry.scheduled for entry in all_entries if entry.sent is not None)
+    lags = sorted(clock() if entry.tried is None else entry.tried - entry.scheduled for entry in all_entries)
     report = Report(
         target,
         plan,
@@ -80,6 +80,8 @@ async def run(
         memory,
     )
     report.violations += check(all_entries, plan, before, after, on_time=report.on_time)
+    if failed:
+        report.violations.append(Violation("harmless", len(failed), failed[0].what))
     return report
 
 
@@ -141,15 +143,13 @@ def _prepare(target: Target, plan: Plan, inputs: Sequence[Arrays] | None) -> Pay
 
 def _ask(target: Target, known: Payloads, number: int) -> Arrays:
     """The outputs for one payload, asked alone. Blocks."""
-    address = parse_url(target.url)
     url = f"{target.url.rstrip('/')}{known.path}"
     headers = {"Content-Type": "application/json"}
     if target.api_key:
         headers["Authorization"] = f"Bearer {target.api_key}"
     request = urllib.request.Request(url, known[number].json_body(f"{number:016x}", _LEARN_S), headers)
-    context = target.tls.context() if address.secure else None
     try:
-        with urllib.request.urlopen(request, timeout=_LEARN_S, context=context) as answer:
+        with counters.direct(target).open(request, timeout=_LEARN_S) as answer:
             _, _, outputs = known.read_json(answer.read())
             return outputs
     except urllib.error.HTTPError as error:
@@ -157,8 +157,8 @@ def _ask(target: Target, known: Payloads, number: int) -> Arrays:
         raise InvalidInput(f"{target.model} refused a request before the run began ({error.code}): {said}") from None
     except OSError as error:
         raise NotReady(f"cannot reach {target.url}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(f"{target.url} does not answer in V2's form: {error!r}") from error
+    except Internal as error:
+        raise InvalidInput(f"{target.url} does not answer in V2's form: {error}") from error
 
 
 class _Senders:
@@ -208,10 +208,13 @@ async def _send_all(
         progress(clock(), len(all_entries), ended)
 
 
-async def _break(fault: Fault, clock: Callable[[], float], events: list[Event]) -> None:
+async def _break(fault: Fault, clock: Callable[[], float], events: list[Event], failed: list[Event]) -> None:
     await asyncio.sleep(max(0.0, fault.at_s - clock()))
-    what = await asyncio.to_thread(fault.inject)
-    events.append(Event(clock(), what))
+    try:
+        events.append(Event(clock(), await asyncio.to_thread(fault.inject)))
+    except (NotFound, OSError) as error:
+        failed.append(Event(clock(), str(error)))
+        events.append(failed[-1])
 
 
 async def _watch(pid: int | None, clock: Callable[[], float], memory: list[Memory]) -> None:

@@ -12,6 +12,9 @@ RULES = {
     "late": "nothing is answered after its deadline, except with that it is late",
     "untruthful": "no outcome but those that are allowed",
     "miscounted": "the server counts what its callers saw",
+    "useless": "some get the right answer",
+    "unsent": "the generator sends each",
+    "harmless": "each fault finds its process",
 }
 
 
@@ -42,10 +45,8 @@ def verdict(report: Report) -> list[str]:
     broken = {violation.kind: violation for violation in report.violations}
     lines = []
     for kind, rule in RULES.items():
-        if kind == "miscounted" and report.after is None:
-            lines.append(f"--      {rule}: it offers no counters that are understood")
-        elif kind == "late" and not report.on_time:
-            lines.append(f"--      {rule}: not judged, the generator itself was too late for this load")
+        if kind in report.not_judged:
+            lines.append(f"--      {rule}: not judged, {report.not_judged[kind]}")
         elif kind in broken:
             lines.append(f"BROKEN  {rule}: {broken[kind]}")
         else:
@@ -75,6 +76,7 @@ def as_json(report: Report) -> dict[str, object]:
         "url": report.target.url,
         "passed": report.passed,
         "violations": [{"kind": one.kind, "count": one.count, "example": one.example} for one in report.violations],
+        "not_judged": report.not_judged,
         "phases": [
             {"rate": phase.rate, **_figures(report.summary(index))} for index, phase in enumerate(report.plan.phases)
         ],
