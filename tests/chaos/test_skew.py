@@ -11,17 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from versions_under_load import add, ask, eventually, worker_pids
+from server_processes import fronts, workers
+from versions_under_load import add, ask, eventually
 
 import penstock
 
 Factory = Callable[..., Any]
-
-
-def front_pids(running: Any) -> set[int]:
-    children = Path(f"/proc/{running.pid}/task").glob("*/children")
-    pids = [int(pid) for file in children for pid in file.read_text().split()]
-    return {pid for pid in pids if "penstock.runtime.fronts" in Path(f"/proc/{pid}/cmdline").read_text()}
 
 
 @pytest.fixture
@@ -46,13 +41,13 @@ def test_new_processes_of_another_protocol_are_refused_and_the_old_ones_serve_on
 ) -> None:
     add(tmp_path / "m", 1)
     running = server({"m": {"path": str(tmp_path / "m"), "workers": 2, "batch": False}}, fronts=2)
-    eventually(lambda: len(worker_pids(running)) == 2)
-    (front,) = front_pids(running)
+    eventually(lambda: len(workers(running.pid)) == 2)
+    (front,) = fronts(running.pid)
     raise_version(package / "runtime" / "workers" / "frame.py")
     raise_version(package / "runtime" / "fronts" / "wire.py")
     assert running.log is not None
     log = running.log
-    old = sorted(worker_pids(running))
+    old = sorted(workers(running.pid))
     os.kill(old[0], signal.SIGKILL)
     eventually(lambda: "speaks version 1 of the worker protocol, this one 2" in log.read_text())
     os.kill(front, signal.SIGKILL)
@@ -63,5 +58,5 @@ def test_new_processes_of_another_protocol_are_refused_and_the_old_ones_serve_on
     for file in ("workers/frame.py", "fronts/wire.py"):  # put back: replaced ones are taken again
         path = package / "runtime" / file
         path.write_text(path.read_text().replace("VERSION = 2", "VERSION = 1"))
-    eventually(lambda: len(worker_pids(running) - {old[0]}) == 2 and len(front_pids(running)) == 1)
+    eventually(lambda: len({*workers(running.pid)} - {old[0]}) == 2 and len(fronts(running.pid)) == 1)
     assert ask(running, "m")[:2] == ("1", 1)

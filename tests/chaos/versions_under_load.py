@@ -103,17 +103,6 @@ def eventually(claim: Callable[[], bool], seconds: float = 30.0, what: str = "it
     return time.monotonic() - begun
 
 
-def worker_pids(running: Any) -> set[int]:
-    """The server's worker processes that live."""
-    children = Path(f"/proc/{running.pid}/task").glob("*/children")
-    return {
-        int(pid)
-        for file in children
-        for pid in file.read_text().split()
-        if "penstock-worker" in Path(f"/proc/{pid}/cmdline").read_text()
-    }
-
-
 def ask(running: Any, name: str, version: str = "") -> tuple[str, int, int]:
     """(version that the reply names, version that the model says, its process or 0)."""
     with penstock.Client(running.http, retries=0) as client:
