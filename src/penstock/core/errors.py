@@ -132,9 +132,14 @@ class ServableError(PenstockError):
 
 
 class LoadError(PenstockError):
-    """A version could not be loaded, warmed or checked. Its fault stays with it: the old version serves on."""
+    """A version could not be loaded, warmed or checked. Its fault stays with it: the old version serves on.
+    `shortage` says that the machine lacked something, so that the same may work later."""
 
     code, reason = "INTERNAL", "load_failed"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, shortage: bool = False) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.shortage = shortage
 
 
 class Internal(PenstockError):

@@ -36,6 +36,7 @@ class _Version:
     kept_until: float | None = None  # on the loop's clock: it was replaced, and stays for going back
     again: bool = False  # a call asked for it to be loaded anew
     replacing: bool = False  # its files are being loaded anew
+    retry: bool = False  # a shortage kept it from loading: the next `apply` tries the same files again
 
 
 @dataclass(slots=True)
@@ -63,6 +64,7 @@ class Manager:
         self._table: dict[tuple[str, str], LoadedVersion] = {}
         self._load_slots = asyncio.Semaphore(max(1, cores))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._retiring: set[asyncio.Task[None]] = set()  # replaced versions that answer what they still hold
 
     # --- lookups ---
@@ -168,6 +170,8 @@ class Manager:
             if entry is None:
                 entry = self._models[name] = _Model(model)
             entry.wished, entry.gone = model, False
+            for version in entry.versions.values():
+                version.again = version.again or version.retry
             self._step(name)
             for version in entry.versions.values():
                 version.again = False
@@ -201,6 +205,7 @@ class Manager:
 
     async def close(self, grace_s: float) -> None:
         """Returns when every version is closed; requests in flight have `grace_s` to finish."""
+        self._closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -217,7 +222,7 @@ class Manager:
     def _step(self, name: str) -> None:
         """Starts what `lifecycle.plan` says for one model."""
         entry = self._models.get(name)
-        if entry is None:
+        if entry is None or self._closing:  # a load that ends while all is closed begins nothing
             return
         available = {} if entry.gone else entry.wished.versions
         for number in [n for n, v in entry.versions.items() if n not in available and v.state == lifecycle.UNAVAILABLE]:
@@ -266,7 +271,7 @@ class Manager:
     def _start_load(self, name: str, entry: _Model, version: WishedVersion) -> None:
         current = entry.versions.get(version.number)
         if current is not None and current.loaded is not None:
-            current.reason, current.replacing = "", True
+            current.reason, current.replacing, current.retry = "", True, False
             current.fingerprint = version.fingerprint  # being replaced: it serves until its successor is ready
         else:
             entry.versions[version.number] = _Version(lifecycle.LOADING, version.fingerprint)
@@ -294,15 +299,16 @@ class Manager:
                 "model_failed", extra={"model": name, "version": version.number, "error": message},
                 exc_info=not isinstance(error, PenstockError) and not is_shortage(error),
             )  # fmt: skip
-            # Files that failed are not tried again until they change; after a shortage they are, at the next look.
-            tried = "" if is_shortage(error) else version.fingerprint
+            # Files that failed are not tried again until they change; after a shortage they are, at the next look. Not
+            # before: whoever waits for this load is to be told, and tries at once would only add to the shortage.
+            retry = is_shortage(error)
             if entry.versions.get(version.number) is not mine:
                 return
             if mine.loaded is None:
                 self._metrics.forget(name, str(version.number))
-                entry.versions[version.number] = _Version(lifecycle.UNAVAILABLE, tried, message)
+                mine.state, mine.reason, mine.retry = lifecycle.UNAVAILABLE, message, retry
             else:
-                mine.reason, mine.fingerprint, mine.replacing = f"not replaced: {message}", tried, False
+                mine.reason, mine.replacing, mine.retry = f"not replaced: {message}", False, retry
             return
         if entry.versions.get(version.number) is not mine or mine.state not in (lifecycle.LOADING, lifecycle.READY):
             await loaded.close(0.0)  # it was unloaded meanwhile

@@ -17,7 +17,9 @@ def is_shortage(error: BaseException) -> bool:
             return True
         if isinstance(seen, RuntimeError) and "can't start new thread" in str(seen):  # threading's own words
             return True
-        seen = seen.__cause__ or seen.__context__
+        if isinstance(seen, LoadError) and seen.shortage:
+            return True
+        seen = seen.__cause__
     return False
 
 
@@ -26,6 +28,4 @@ def ended_while_loading(cause: str, *, opened: bool) -> LoadError:
     part in it: it counts as a shortage."""
     if opened:
         return LoadError(f"the worker ended while it loaded: {cause}")
-    error = LoadError(f"the worker ended before it could load the model: {cause}")
-    error.__cause__ = OSError(errno.EAGAIN, "a worker could not start")
-    return error
+    return LoadError(f"the worker ended before it could load the model: {cause}", shortage=True)
