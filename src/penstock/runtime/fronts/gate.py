@@ -13,6 +13,7 @@ from penstock.core.errors import Internal, PenstockError, Unsupported
 from penstock.core.messages import Request, Response, Timings
 from penstock.runtime.engine import Engine
 from penstock.runtime.fronts import wire
+from penstock.runtime.version import LoadedVersion
 from penstock.runtime.workers import frame
 
 log = logging.getLogger("penstock.fronts")
@@ -36,6 +37,7 @@ class Gate(wire.Link[wire.ToEngine]):
         self._futures: dict[int, asyncio.Future[Response]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._wanted: dict[int, asyncio.Semaphore] = {}
+        self._copied: list[LoadedVersion] = []  # of which the front has a copy, as it said last
 
     def on_message(self, message: wire.ToEngine, payload: bytes) -> None:
         if isinstance(message, wire.Infer):
@@ -58,9 +60,7 @@ class Gate(wire.Link[wire.ToEngine]):
                 loaded.metrics.absorb(message.requests, message.batches, message.failures)
         elif isinstance(message, wire.Figures):
             self.figures = message
-            for model, version, in_flight, queued in message.copies:
-                if (loaded := self._engine.loaded(model, version)) is not None:
-                    loaded.elsewhere[self] = (in_flight, queued)
+            self._count_copies(message.copies)
         elif isinstance(message, wire.Told):
             if (told := self._told.pop(message.id, None)) is not None and not told.done():
                 told.set_result(None)
@@ -83,10 +83,18 @@ class Gate(wire.Link[wire.ToEngine]):
             future.cancel()
         for task in list(self._tasks.values()):
             task.cancel()
-        for model, version, _, _ in self.figures.copies:
-            if (loaded := self._engine.loaded(model, version)) is not None:
-                loaded.elsewhere.pop(self, None)
+        self._count_copies([])
         super().connection_lost(exc)
+
+    def _count_copies(self, copies: list[tuple[str, str, int, int]]) -> None:
+        """What the front's copies hold counts at their versions; what it no longer has counts nowhere."""
+        for loaded in self._copied:
+            loaded.elsewhere.pop(self, None)
+        self._copied.clear()
+        for model, version, in_flight, queued in copies:
+            if (loaded_now := self._engine.loaded(model, version)) is not None:
+                loaded_now.elsewhere[self] = (in_flight, queued)
+                self._copied.append(loaded_now)
 
     def _infer(self, message: wire.Infer, payload: bytes) -> None:
         request = Request(
