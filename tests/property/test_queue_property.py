@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 from hypothesis import given
@@ -105,3 +106,33 @@ def test_padding_reaches_the_next_allowed_size(rows: int, sizes: list[int]) -> N
     padding = policy.padding(rows, sizes)
     larger = [size for size in sizes if size >= rows]
     assert padding == (larger[0] - rows if larger else 0)
+
+
+@given(ARRIVALS, st.integers(0, 60))
+def test_cut_removes_the_last_of_the_least_urgent_one_by_one(arrivals: list[Arrival], rows: int) -> None:
+    loop = asyncio.new_event_loop()
+    lanes, everything = fill(arrivals, loop)
+    cut = lanes.cut(rows)
+    expected = sorted(everything, key=lambda item: (item.request.priority or 99, item.since))
+    kept: list[Waiting] = []
+    left = sum(item.rows for item in everything)
+    while left > rows:
+        left -= expected.pop().rows
+    assert {id(item) for item in cut} == {id(item) for item in everything if item not in expected}
+    assert (lanes.rows, lanes.size) == (left, len(expected))
+    while lanes.size:
+        batch, _, late = lanes.take(0.0, 1, BatchLimits(9))
+        kept += batch + late
+    loop.close()
+    assert len(kept) + len(lanes.dropped) == len(expected)
+    assert lanes.rows == 0
+
+
+def test_cutting_a_queue_of_many_lanes_takes_no_longer_than_a_batch_may() -> None:
+    """2,048 requests that cannot be joined, cut to 12: the loop must not stand still for that."""
+    loop = asyncio.new_event_loop()
+    lanes, _ = fill([Arrival(1, f"{place}", 0, 1e9, False) for place in range(2048)], loop)
+    loop.close()
+    began = time.process_time()
+    assert len(lanes.cut(12)) == 2036
+    assert time.process_time() - began < 0.1

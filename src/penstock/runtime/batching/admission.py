@@ -50,7 +50,7 @@ class Admission:
         self._standing = Standing()
         self._low = 0  # the fewest rows that waited in this window
         self._refused = 0  # because the queue is held short, in this window
-        self._window_ends = 0.0
+        self._window_began = self._window_ends = 0.0
 
     def check(self, request: Request, rows: int, now: float, running: Collection[Runs], *, piece: bool) -> None:
         """Nothing, when a request of `rows` may wait. An empty queue takes everybody, also those whose deadline seems
@@ -66,6 +66,8 @@ class Admission:
             raise DeadlineExceeded("the deadline had passed when the request reached the queue")
         lanes = self._lanes
         if lanes.size == 0:
+            if self._standing.held and now >= self._window_ends:
+                self._standing, self._refused = Standing(), 0  # nobody looks at an empty queue, so it is over unseen
             return
         if self._ran:
             self._learn()
@@ -119,10 +121,11 @@ class Admission:
         if self._lanes.rows < self._low:
             self._low = self._lanes.rows
 
-    def look(self, now: float) -> list[Waiting]:
+    def look(self, now: float, running: Collection[Runs]) -> list[Waiting]:
         """To be called a few times in each window while something waits. Those who are to be refused although they
-        were let in, and are no longer in the queue."""
-        if now < self._window_ends:
+        were let in, and are no longer in the queue. A window in which every slot was at one and the same batch tells
+        nothing and goes on: of course the queue grew."""
+        if now < self._window_ends or (self.slots and self._all_busy_since(self._window_began, running)):
             return []
         self._learn()
         was_held = self._standing.held
@@ -132,6 +135,7 @@ class Admission:
             kept = overload.kept_rows(self.slots, self._batch_rows)
             self._standing = self._standing.after(self._low, kept, self._refused)
         self._low, self._refused = self._lanes.rows, 0
+        self._window_began = now
         self._window_ends = now + overload.window_s(self._cost.of(self._batch_rows))
         if was_held or not self._standing.held:
             return []
@@ -141,6 +145,9 @@ class Admission:
     @property
     def _batch_rows(self) -> int:
         return self._limits.most_rows if self._joined else 1
+
+    def _all_busy_since(self, moment: float, running: Collection[Runs]) -> bool:
+        return len(running) >= self.slots and all(batch.dispatched < moment for batch in running)
 
     def _ahead(self, before: int, now: float, running: Collection[Runs]) -> Ahead:
         lanes, cost = self._lanes, self._cost

@@ -114,7 +114,9 @@ class Batcher:
 
     def resubmit(self, request: Request, rows: int) -> asyncio.Future[Response]:
         """As `submit`, at the head of the queue, for a stream whose worker died before user code saw it. Its owner goes
-        on counting it."""
+        on counting it. Raises: the error that `close` was given."""
+        if self._closed is not None:
+            raise self._closed
         return self._enqueue(request, rows, "stream", time.monotonic(), False, True, True, front=True)
 
     def _enqueue(
@@ -336,6 +338,8 @@ class Batcher:
         elif isinstance(error, DeadlineExceeded):  # a coroutine was cancelled at its deadline
             self._admission.learn_at_least(running.rows, time.monotonic() - running.dispatched)
         elif self._closed is None and isinstance(error, WorkerLost):
+            for entry in entries:
+                entry.returns += 1
             self._put_back(entries)
             return
         elif self._closed is None and len(entries) > 1 and isinstance(error, ServableError | InvalidInput):
@@ -352,7 +356,6 @@ class Batcher:
             if entry.future.done():
                 self._leave(entry)
             else:
-                entry.returns += 1
                 self._lanes.push(entry, front=True)
         self._schedule()
 
@@ -430,7 +433,7 @@ class Batcher:
                 running.executor.abandon(running.number)
         if self._lanes.dropped:
             self._settle_dropped()
-        for entry in self._admission.look(now):
+        for entry in self._admission.look(now, self._running):
             self._fail(entry, self._admission.too_much())
         if self._lanes.size or self._running:
             self._watch()

@@ -1,4 +1,4 @@
-"""When to close a batch, how large it may be, whether to let a request in. Pure: no clock, no I/O, no state.
+"""When to close a batch, how large it may be, what it is padded to. Pure: no clock, no I/O, no state.
 
 Batching is pull, not push: a batch closes because a worker is free, not because a timer rings. Load then grows the
 batch by itself, and a lone request on an idle server waits for nothing. A delay is only for models whose owners ask.

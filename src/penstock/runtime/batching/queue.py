@@ -141,15 +141,21 @@ class Lanes:
         return expired
 
     def cut(self, rows: int) -> list[Waiting]:
-        """The last ones to come, the least urgent first, removed until no more than so many rows wait."""
+        """The last ones to come, the least urgent first, removed until no more than so many rows wait. No pieces: a
+        missing one would fail the whole request, and waste what its other pieces have cost."""
+        waiting = [(lane, item) for lane in self._lanes.values() for item in lane.items if not item.piece]
+        waiting.sort(key=lambda pair: (pair[0].level, pair[1].since))
         cut: list[Waiting] = []
-        while self.rows > rows:
-            lane_id, lane = max(self._lanes.items(), key=lambda item: (item[1].level, item[1].items[-1].since))
-            item = lane.items.pop()
+        while self.rows > rows and waiting:
+            lane, item = waiting.pop()
             self._forget(lane, item)
+            cut.append(item)
+        gone = set(cut)
+        for lane_id in list(self._lanes) if cut else ():
+            lane = self._lanes[lane_id]
+            lane.items = deque([item for item in lane.items if item not in gone])
             if not lane.items:
                 del self._lanes[lane_id]
-            cut.append(item)
         return cut
 
     def clear(self) -> list[Waiting]:
@@ -161,10 +167,12 @@ class Lanes:
         return left
 
     def _ordered(self) -> Iterator[tuple[Hashable, _Lane]]:
-        if len(self._lanes) == 1:  # the usual case costs no sort
+        if len(self._lanes) <= 1:  # the usual case costs no sort
             yield from list(self._lanes.items())
             return
-        yield from sorted(self._lanes.items(), key=lambda item: (item[1].level, item[1].items[0].since))
+        # Nearly always the first one is taken: it is looked for alone, and the others are sorted when it is not.
+        yield min(self._lanes.items(), key=_rank)
+        yield from sorted(self._lanes.items(), key=_rank)[1:]
 
     def _pop(self, lane: _Lane, most_rows: int, join: bool, now: float, expired: list[Waiting]) -> list[Waiting]:
         batch: list[Waiting] = []
@@ -196,3 +204,8 @@ class Lanes:
             self._urgent[lane.level] -= item.rows
             if not self._urgent[lane.level]:
                 del self._urgent[lane.level]
+
+
+def _rank(lane: tuple[Hashable, _Lane]) -> tuple[int, float]:
+    """What the lanes are taken by: the best level, then the head that has waited longest."""
+    return lane[1].level, lane[1].items[0].since
