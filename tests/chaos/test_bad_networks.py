@@ -51,17 +51,31 @@ with penstock.Client(url, retries=0, timeout_s=timeout_s) as client:
 
 
 class Network:
-    """The far side. The server's address is `near`; `far` begins a command there."""
+    """The far side. The server's address is `near`; `far` begins a command there.
+
+    Its namespace has no name and ends with the processes in it, and the pair of devices with it. The first of them waits
+    for the end of a pipe that this process holds: nothing is left when the tests are killed.
+    """
 
     def __init__(self, number: int) -> None:
         mark = uuid.uuid4().hex[:6]
-        self.name, self.device, self._peer = f"pen-{mark}", f"pn{mark}", f"pf{mark}"
+        self.device, self._peer = f"pn{mark}", f"pf{mark}"
         self.near, self._other = f"10.213.{number}.1", f"10.213.{number}.2"
-        self.far = ["ip", "netns", "exec", self.name]
+        self.far: list[str] = []
+        self._first: subprocess.Popen[str] | None = None
+        self._callers: list[subprocess.Popen[str]] = []
 
     def start(self) -> None:
-        _run("ip", "netns", "add", self.name)
-        _run("ip", "link", "add", self.device, "type", "veth", "peer", "name", self._peer, "netns", self.name)
+        self._first = subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", "echo made && read end"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        assert self._first.stdout is not None
+        if (said := self._first.stdout.readline()) != "made\n":
+            raise OSError(said)
+        self.far = ["nsenter", "--net", "--target", str(self._first.pid)]
+        pid = str(self._first.pid)
+        _run("ip", "link", "add", self.device, "type", "veth", "peer", "name", self._peer, "netns", pid)
         _run("ip", "addr", "add", f"{self.near}/24", "dev", self.device)
         _run("ip", "link", "set", self.device, "up")
         _run(*self.far, "ip", "addr", "add", f"{self._other}/24", "dev", self._peer)
@@ -79,9 +93,18 @@ class Network:
         """Nothing passes any more, and nobody is told."""
         _run(*self.far, "ip", "link", "set", self._peer, "down" if whether else "up")
 
+    def call(self, *command: str) -> subprocess.Popen[str]:
+        """Starts a command on the far side, which is ended with the network."""
+        caller = subprocess.Popen([*self.far, *command], stdout=subprocess.PIPE, text=True)
+        self._callers.append(caller)
+        return caller
+
     def stop(self) -> None:
-        for command in (["ip", "link", "del", self.device], ["ip", "netns", "del", self.name]):
-            subprocess.run(command, capture_output=True, check=False)
+        for process in [*self._callers, self._first]:
+            if process is not None:
+                process.kill()
+                process.communicate()
+        subprocess.run(["ip", "link", "del", self.device], capture_output=True, check=False)  # at once, not soon
 
 
 def _run(*command: str) -> None:
@@ -95,11 +118,14 @@ def network() -> Iterator[Network]:
     made = Network(os.getpid() % 200 + 20)
     try:
         made.start()
-    except subprocess.CalledProcessError as error:
+    except (subprocess.CalledProcessError, OSError) as error:
         made.stop()
-        pytest.skip(f"cannot make a network here: {error.stderr.decode()[:200]}")
-    yield made
-    made.stop()
+        why = error.stderr.decode() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        pytest.skip(f"cannot make a network here: {why[:200]}")
+    try:
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture
@@ -122,10 +148,7 @@ def start(server: Factory, tmp_path: Path, network: Network) -> Callable[..., An
 def call(
     network: Network, running: Any, name: str, count: int, timeout_s: float, together: str = "no"
 ) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*network.far, sys.executable, "-c", CALLER, running.http, name, str(count), str(timeout_s), together],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return network.call(sys.executable, "-c", CALLER, running.http, name, str(count), str(timeout_s), together)
 
 
 def outcomes(process: subprocess.Popen[str], seconds: float = 50.0) -> list[tuple[str, float]]:

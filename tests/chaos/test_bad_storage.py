@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -19,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confined import confine, need_mounts
 from libc_faults import Faults
 from running_server import PYTHON, write_config
 from versions_under_load import add, ask, eventually, onnx_bytes, traffic_to
 
 import penstock
 
+__all__ = ["confine"]  # a fixture
 Factory = Callable[..., Any]
 
 
@@ -125,15 +126,19 @@ def test_models_that_vanish_under_a_server_go_on_serving(server: Factory, tmp_pa
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte, in a mount of this test's own."""
+def small_disk(tmp_path: Path, confine: Callable[..., None]) -> Path:
+    """Where a server of this test finds a file system of one megabyte. It is mounted for the server alone, and so gone
+    with it, however the test ends."""
+    need_mounts()
     place = tmp_path / "small"
     place.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=1m") != 0:
-        pytest.skip(f"cannot mount a file system here: {os.strerror(ctypes.get_errno())}")
-    yield place
-    libc.umount2(str(place).encode(), 2)  # MNT_DETACH: whatever still has it open
+    confine(f"mount -t tmpfs -o size=1m tmpfs {place}", mounts=True)
+    return place
+
+
+def seen_by(running: Any, path: Path) -> Path:
+    """The way to what a server with mounts of its own has at `path`."""
+    return Path(f"/proc/{running.pid}/root{path}")
 
 
 def load(running: Any, name: str, content: bytes) -> tuple[int, str]:
@@ -160,20 +165,30 @@ def test_a_full_disk_fails_the_load_that_needs_it_and_nothing_else(
         status, text = load(running, "sent", onnx_bytes(7, weights=1 << 19))  # two megabytes
         assert status >= 400
         assert "No space left on device" in text
-        assert list(small_disk.glob("penstock-load-*")) == []  # no half of it is left
+        assert os.path.ismount(seen_by(running, small_disk))
+        assert list(seen_by(running, small_disk).glob("penstock-load-*")) == []  # no half of it is left
         assert load(running, "sent", onnx_bytes(7))[0] == 200
     assert ask(running, "sent")[:2] == ("1", 7)
 
 
-def test_a_read_only_disk_is_enough_to_serve_from(server: Factory, tmp_path: Path, small_disk: Path) -> None:
-    add(small_disk / "m", 1)
+def test_a_read_only_disk_is_enough_to_serve_from(
+    server: Factory, tmp_path: Path, small_disk: Path, confine: Callable[..., None]
+) -> None:
+    add(tmp_path / "made" / "m", 1)
+    confine(
+        f"mount -t tmpfs -o size=1m tmpfs {small_disk}",
+        f"cp -a {tmp_path}/made/. {small_disk}",
+        f"mount -o remount,ro {small_disk}",
+        mounts=True,
+    )
     running = server({}, serve=[str(small_disk)], poll_s=0.1)
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.mount(b"", str(small_disk).encode(), b"", 32 | 1, b"") == 0  # MS_REMOUNT | MS_RDONLY
+    with pytest.raises(OSError, match="Read-only"):
+        add(seen_by(running, small_disk) / "m", 3)
     with traffic_to(running, "m"):
         assert ask(running, "m")[:2] == ("1", 1)
-    assert libc.mount(b"", str(small_disk).encode(), b"", 32, b"") == 0
-    add(small_disk / "m", 3)
+    remount = ["nsenter", "--mount", "--target", str(running.pid), "mount", "-o", "remount,rw", str(small_disk)]
+    subprocess.run(remount, check=True, capture_output=True, timeout=20)
+    add(seen_by(running, small_disk) / "m", 3)
     eventually(lambda: ask(running, "m")[:2] == ("3", 3))
 
 
