@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 START_S = 60.0
+STOP_S = 40.0  # the time of grace that a server has by itself, and some for its end
 
 # Whose penstock is served: tests that run in an environment of other packages name the main one's interpreter.
 PYTHON = os.environ.get("SERVER_PYTHON", sys.executable)
@@ -30,6 +31,7 @@ class RunningServer:
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
     log: Path | None = None
+    reader: threading.Thread | None = None  # takes `lines`
 
     @property
     def pid(self) -> int:
@@ -91,9 +93,9 @@ def start(
             with contextlib.suppress(json.JSONDecodeError):
                 event = json.loads(line)
                 if event.get("event") == "serving":
-                    server = RunningServer(event["http"], event["grpc"], process, lines, log)
-                    threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True).start()
-                    return server
+                    reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
+                    reader.start()
+                    return RunningServer(event["http"], event["grpc"], process, lines, log, reader)
     finally:
         killer.cancel()
     raise RuntimeError(f"the server did not start (exit status {process.wait()}):\n{''.join(lines)}\n{log.read_text()}")
@@ -101,7 +103,7 @@ def start(
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerFactory]:
-    """Starts servers that live until the test ends."""
+    """Starts servers that live until the test ends. One that does not stop within its time fails the test."""
     yield from _servers(tmp_path)
 
 
@@ -122,11 +124,23 @@ def _servers(tmp_path: Path) -> Iterator[ServerFactory]:
         return running
 
     yield factory
+    hung: list[str] = []
     for running in started:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.stop()
-        if running.process.poll() is None:
+        try:
+            running.stop(timeout_s=STOP_S)
+        except subprocess.TimeoutExpired:
+            hung.append(
+                f"a server did not stop within {STOP_S:g} s of SIGTERM; its log ends with\n{_end_of(running.log)}"
+            )
             running.process.kill()
             running.process.wait()
-        if running.process.stdout is not None:
+        if running.reader is not None:
+            running.reader.join(10)  # closing the pipe under it would fail it
+        if running.process.stdout is not None and not (running.reader and running.reader.is_alive()):
             running.process.stdout.close()
+    if hung:
+        pytest.fail("\n".join(hung))
+
+
+def _end_of(log: Path | None) -> str:
+    return "" if log is None else log.read_text(errors="replace")[-2000:]
