@@ -16,6 +16,7 @@ from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.repository import ModelRepository
 from penstock.runtime.sources import Source
+from penstock.runtime.sources.local import LocalSource
 from penstock.runtime.sources.memory import MemorySource
 from penstock.telemetry.metrics import Metrics
 
@@ -171,3 +172,36 @@ async def test_slow_load_of_one_model_does_not_hold_up_another(source: Source) -
         assert not slow.done() and manager.names() == ["m", "quick"]
         slow.cancel()
         await asyncio.gather(slow, return_exceptions=True)
+
+
+async def test_failure_of_a_version_that_is_no_longer_wanted_does_not_fail_the_load_of_the_next(tmp_path: Path) -> None:
+    versions = tmp_path / "versions"
+    (versions / "1").mkdir(parents=True)
+    (versions / "1" / "model.py").write_bytes(CODE)
+    async with explicit(LocalSource([ModelOptions(name="m", path=str(versions), warm_up=False)])) as (
+        repository,
+        manager,
+    ):
+        (versions / "1" / "model.py").write_text("raise RuntimeError('broken')\n")
+        with pytest.raises(LoadError, match="not replaced"):
+            await repository.load("m", None, None)
+        (versions / "2").mkdir()
+        (versions / "2" / "model.py").write_bytes(CODE)
+        await repository.load("m", {"max_batch_size": 3}, None)
+        assert manager.find("m", "").number == 2
+        assert manager.find("m", "").options.max_batch_size == 3
+
+
+async def test_load_fails_while_an_older_version_stands_in_for_a_broken_wanted_one(tmp_path: Path) -> None:
+    versions = tmp_path / "versions"
+    (versions / "1").mkdir(parents=True)
+    (versions / "1" / "model.py").write_bytes(CODE)
+    async with explicit(LocalSource([ModelOptions(name="m", path=str(versions), warm_up=False)])) as (
+        repository,
+        manager,
+    ):
+        (versions / "2").mkdir()
+        (versions / "2" / "model.py").write_text("raise RuntimeError('broken')\n")
+        with pytest.raises(LoadError, match=r"version 2: .*broken"):
+            await repository.load("m", None, None)
+        assert manager.find("m", "").number == 1

@@ -59,7 +59,7 @@ class Manager:
         self._cores = cores
         self._occupancy = Occupancy()
         self._loads = 0
-        self.on_change: Callable[[], None] = _nothing
+        self.on_change: Callable[[], None] = lambda: None
         self._models: dict[str, _Model] = {}
         self._table: dict[tuple[str, str], LoadedVersion] = {}
         self._load_slots = asyncio.Semaphore(max(1, cores))
@@ -92,6 +92,11 @@ class Manager:
         """Ready versions of a model, lowest first."""
         entry = self._models.get(model)
         return tuple(sorted(_ready(entry))) if entry else ()
+
+    def wanted(self, model: str) -> frozenset[int]:
+        """The versions that are to serve, by the model's policy and labels; others may still stand in for them."""
+        entry = self._models.get(model)
+        return entry.wanted if entry else frozenset()
 
     def labels(self, model: str) -> dict[str, int]:
         """The model's labels that point to ready versions."""
@@ -197,8 +202,7 @@ class Manager:
 
     async def settled(self, model: str = "") -> None:
         """Returns when nothing is left to load or switch, of one model or of all."""
-        names = [model] if model else list(self._models)
-        for name in names:
+        for name in [model] if model else list(self._models):
             entry = self._models.get(name)
             if entry is not None:
                 await entry.settled.wait()
@@ -376,10 +380,6 @@ class Manager:
         task = asyncio.get_running_loop().create_task(guarded(), name=name)
         self._tasks.add(task)
         task.add_done_callback(done)
-
-
-def _nothing() -> None:
-    return
 
 
 def _reasons(name: str, entry: _Model) -> str:

@@ -190,11 +190,14 @@ class ModelRepository:
                 self._last_trouble = str(error)
 
     def _failure(self, model: str) -> str | None:
-        # A version that serves has a reason when what should have replaced it failed.
+        # A version that serves has a reason when what should have replaced it failed. That of one which is no longer
+        # wanted is past: its successor is what was to be loaded.
+        wanted = {"", *map(str, self._manager.wanted(model))}
         failed = [
             status
             for status in self._manager.index()
             if status.name == model
+            and status.version in wanted
             and status.state in ("UNAVAILABLE", "READY")
             and status.reason not in ("", "unloaded")
         ]
