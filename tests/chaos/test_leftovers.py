@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,18 +114,24 @@ def test_killed_server_leaves_nothing_and_starts_again_on_its_ports_at_once(
     assert list(temporary.iterdir()) == []
 
 
+def roles(pid: int) -> Counter[str]:
+    return Counter(one.role.split(" ")[0] for one in held_by(pid))
+
+
 def test_workers_and_fronts_end_with_a_core_that_is_killed_while_it_starts_them(tmp_path: Path) -> None:
-    (tmp_path / "models.py").write_text("import time\ntime.sleep(5)\n" + MODELS)
-    for moment_s in (0.3, 0.6, 0.9):
+    (tmp_path / "models.py").write_text("import time\ntime.sleep(1)\n" + MODELS)
+    for wanted, count in (("worker", 1), ("worker", 2), ("front", 1)):  # one loads first, then the others start
         process = subprocess.Popen(
             [sys.executable, "-m", "penstock.cli", "serve", f"{tmp_path}/models.py:quick", "--http-port", "0",
              "--grpc-port", "0", "--fronts", "2", "--workers", "2"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(moment_s)
-        started = family(process.pid)
-        process.kill()
-        process.wait()
+        try:
+            until(lambda wanted=wanted, count=count, process=process: roles(process.pid)[wanted] >= count)
+            started = family(process.pid)
+        finally:
+            process.kill()
+            process.wait()
         until(lambda started=started: not any(alive(pid) for pid in started))
 
 
