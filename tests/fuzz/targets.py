@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import client_targets
 import inner_targets
+import ledger_targets
 import server_targets
 from target import Target
 
 TARGETS: dict[str, Target] = {
-    target.name: target for room in (server_targets, inner_targets, client_targets) for target in room.targets()
+    target.name: target
+    for room in (server_targets, inner_targets, client_targets, ledger_targets)
+    for target in room.targets()
 }

@@ -40,10 +40,17 @@ class Counters:
 
 def read(target: Target) -> Counters | None:
     """What the server counts; None when it offers nothing that is understood, or does not answer. Blocks."""
-    text = _metrics(target)
-    counters = _penstock(text, target.model) or _prometheus(text, target.model) or _statistics(target)
+    return understood(_metrics(target), target.model) or _statistics(target)
+
+
+def understood(text: str, model: str) -> Counters | None:
+    """What a Prometheus exposition says of one model; None when it says nothing that is understood."""
     started = _STARTED.search(text)
-    return replace(counters, since=float(started[1])) if counters and started else counters
+    try:
+        counters = _penstock(text, model) or _prometheus(text, model)
+        return replace(counters, since=float(started[1])) if counters and started else counters
+    except (ValueError, OverflowError):  # a value that is no number, or has no end
+        return None
 
 
 def direct(target: Target) -> urllib.request.OpenerDirector:
