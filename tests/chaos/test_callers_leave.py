@@ -65,7 +65,7 @@ def stream(x):
     for number in range(1000):
         saw([number], "item ")
         yield {"y": x + number}
-        time.sleep(0.02)
+        time.sleep(0.4)
 '''
 QUIET = {"warm_up": False}
 TABLES: dict[str, dict[str, object]] = {
@@ -366,10 +366,9 @@ def test_stream_stops_within_one_item_of_its_readers_leaving(started: Any, tmp_p
         reset(client)
     made = len(seen(tmp_path))
     eventually(lambda: gauges(running) == {"in_flight": 0, "queued": 0}, 3.0)
-    ended = len(seen(tmp_path))
-    time.sleep(0.2)  # ten more items, if it went on
-    assert len(seen(tmp_path)) <= ended + 1
-    assert ended - made < 15
+    time.sleep(1.0)  # two more items, if it went on
+    # The third of these lines may be just written; the next item takes 0.4 s, in which its reader is seen to leave.
+    assert len(seen(tmp_path)) - made <= 1
 
 
 def test_callers_who_leave_in_the_middle_of_what_they_send_hold_nothing(started: Any, tmp_path: Path) -> None:
