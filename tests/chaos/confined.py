@@ -37,17 +37,35 @@ def need_mounts() -> None:
         pytest.skip("needs to make a mount namespace, which takes root")
 
 
+def limit_cpu(folder: Path, share: float) -> None:
+    """Gives a control group so much of one core, a tenth of a second at a time."""
+    period_us = 100_000
+    quota_us = round(share * period_us)
+    if (folder / "cpu.max").exists():
+        (folder / "cpu.max").write_text(f"{quota_us} {period_us}")
+        return
+    (folder / "cpu.cfs_period_us").write_text(str(period_us))
+    (folder / "cpu.cfs_quota_us").write_text(str(quota_us))
+
+
 @pytest.fixture
 def group() -> Iterator[Callable[[str], Path]]:
-    """Makes control groups (version 1) of a controller, and removes them with all that lives in them."""
+    """Makes control groups of a controller, and removes them with all that lives in them. `pids.max`, `pids.current` and
+    `cgroup.procs` have the same names in both versions; for processor time there is `limit_cpu`."""
     made: list[Path] = []
 
     def make(controller: str) -> Path:
-        folder = Path(f"/sys/fs/cgroup/{controller}/penstock-test-{os.getpid()}-{len(made)}")
+        top, name = Path("/sys/fs/cgroup"), f"penstock-test-{os.getpid()}-{len(made)}"
+        second = (top / "cgroup.controllers").exists()
+        if second and controller not in ("cpu", "pids"):
+            pytest.skip(f"needs control groups of version 1 for {controller}; here they are of version 2")
+        folder = top / name if second else top / controller / name
         try:
+            if second and controller not in (top / "cgroup.subtree_control").read_text().split():
+                (top / "cgroup.subtree_control").write_text(f"+{controller}")
             folder.mkdir()
         except OSError as error:
-            pytest.skip(f"needs to make a control group of {controller} (version 1): {error.strerror}")
+            pytest.skip(f"needs to make a control group of {controller}, version {1 + second}: {error.strerror}")
         made.append(folder)
         return folder
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confined import group
+from confined import group, limit_cpu
 
 from penstock import ledger
 
@@ -82,8 +82,7 @@ async def test_a_fifth_of_a_core(server: Factory, tmp_path: Path, group: Any, fi
     (tmp_path / "model.py").write_text(MODEL)
     running = server({"m": {"path": f"{tmp_path}/model.py:m", "workers": 2, "hang_s": 3.0}})
     before = processes(running)
-    (folder / "cpu.cfs_period_us").write_text("100000")
-    (folder / "cpu.cfs_quota_us").write_text("20000")
+    limit_cpu(folder, 0.2)
     for pid in before:
         (folder / "cgroup.procs").write_text(str(pid))
     report, probes = await under_load(running, seconds, 500.0)
