@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from penstock.core.door import Door
-from penstock.core.errors import NotFound
+from penstock.core.errors import NotFound, QuotaExceeded
 from penstock.runtime.listeners.grpc_status import abort
 from penstock.runtime.listeners.until import until
 
@@ -20,6 +20,9 @@ _HEALTH = "grpc.health.v1.Health"
 _REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 # The same messages under a newer name, which current command line tools ask for first.
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+# They need no key, each costs memory for as long as it is open, and probes and balancers have a handful.
+_MOST_WATCHES = 1000
 
 Handlers = dict[str, grpc.RpcMethodHandler]
 
@@ -42,6 +45,8 @@ class _Health:
         self._door = door
         self._server_names = frozenset(("", _HEALTH, *services))
         self._stopping = stopping
+        self._watches = 0
+        self._change: asyncio.Future[None] | None = None
 
     async def check(self, request: Any, context: Any) -> Any:
         try:
@@ -51,19 +56,35 @@ class _Health:
 
     async def watch(self, request: Any, context: Any) -> None:
         """Sends the status now and at every change."""
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        sent = None
+        if self._watches >= _MOST_WATCHES:
+            await abort(context, QuotaExceeded(f"{_MOST_WATCHES} watches are open; ask with Check, or come back later"))
+        self._watches += 1
         try:
+            sent = None
             while True:
-                change = self._door.next_change()  # asked for first: none can be missed between
+                change = self._next_change()  # asked for first: none can be missed between
                 status = self._watched(request.service)
                 if status != sent:
                     await context.write(health_pb2.HealthCheckResponse(status=status))
                     sent = status
                 if self._stopping.is_set():
                     return
-                either: set[asyncio.Future[Any]] = {change, stopping}
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.shield(change)
+        finally:
+            self._watches -= 1
+
+    def _next_change(self) -> asyncio.Future[None]:
+        """Done at the next change of any status or when the server stops. One for all watches: each waits for a future,
+        none has tasks of its own."""
+        if self._change is None or self._change.done():
+            self._change = asyncio.ensure_future(self._changed(self._door.next_change()))
+        return self._change
+
+    async def _changed(self, change: asyncio.Future[None]) -> None:
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {change, stopping}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
 
