@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -67,11 +68,12 @@ def judge(report: Any, probes: list[float], running: Any, before: list[int]) -> 
     outcomes: Counter[str] = report.summary().outcomes
     assert set(outcomes) <= {"ok", "unavailable", "deadline"}, outcomes
     assert outcomes["ok"] > 0
-    assert {one.kind for one in report.violations} <= {"late"}, report.violations
+    assert report.violations == []  # none late either: two seconds after its deadline
     assert processes(running) == before, "a worker was ended"
     text = running.log.read_text() + "".join(running.lines)
     assert "worker_stuck" not in text and "worker_ended" not in text
-    assert max(probes) < 10.0
+    # Measured: up to 35 ms, the period of a control group being 100 ms. The rest is for a machine with other work.
+    assert statistics.median(probes) < 0.5 and max(probes) < 3.0, probes
 
 
 @pytest.mark.parametrize(
