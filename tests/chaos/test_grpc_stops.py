@@ -46,8 +46,8 @@ async def test_no_call_is_cancelled_by_a_stop(server: Factory, tmp_path: Path, f
         "P3a", f"calls that {stops} stops under {CALLERS} gRPC callers cancelled", codes["CANCELLED"], "calls", goal="0"
     )
     assert codes["OK"] > 0 and set(codes) <= {"OK", "UNAVAILABLE", "CANCELLED"}
-    # One per stop without the hold, and more. Callers that pause between two calls may still hit the very moment.
-    assert codes["CANCELLED"] <= stops // 10, codes
+    # Without the hold some thirty per stop. Callers that pause between two calls may still hit the very moment, once.
+    assert codes["CANCELLED"] <= max(1, stops // 10), codes
 
 
 async def call(address: str, over: asyncio.Event, codes: Counter[str]) -> None:
