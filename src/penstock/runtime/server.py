@@ -141,14 +141,14 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
             metrics.spans = lambda: _span_counts(recorded, fronts)
             stack.push_async_callback(asyncio.to_thread, recorded.close, LAST_SPANS_S)
         stack.push_async_callback(_drain, engine, server, http, grpc, fronts)
-        told = asyncio.create_task(stop.wait())
-        await asyncio.wait({loading, told}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        if not loading.done():
+        if not await _before(stop, loading):
             yield None
             return
-        await loading
-        await fronts.start()
+        starting = asyncio.create_task(fronts.start())
+        stack.push_async_callback(_cancelled, starting)
+        if not await _before(stop, starting):
+            yield None
+            return
         manager.started = True
         changed()
         _settle_garbage()
@@ -176,6 +176,16 @@ async def _drain(
 async def _close_models(manager: Manager, engine: Engine) -> None:
     """Closes every version in what is left of the grace: batches whose callers were cut may still compute."""
     await manager.close(max(0.0, engine.close_by - time.monotonic()))
+
+
+async def _before(stop: asyncio.Event, task: asyncio.Task[None]) -> bool:
+    """Whether the task ended before `stop` was set. Raises: what the task raises."""
+    told = asyncio.create_task(stop.wait())
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if task.done():
+        await task
+    return task.done()
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

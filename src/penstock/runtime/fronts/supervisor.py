@@ -23,6 +23,7 @@ from penstock.runtime.fronts import wire
 from penstock.runtime.fronts.gate import Gate
 from penstock.runtime.options import ServerOptions
 from penstock.runtime.workers import states
+from penstock.runtime.workers.shortage import is_shortage
 
 log = logging.getLogger("penstock.fronts")
 
@@ -31,6 +32,7 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 10.0
 _LONGEST_DELAY_OF_STARTED_S = 0.8  # of one that listened: its share of the work waits
 _HEALTHY_S = 10.0  # after a life of so long the next delay is the first again
 _END_S = 1.0  # from the end of the link to the end of the process
+_END_LOOK_S = 0.01
 _WATCH_S = 1.0
 _SILENT_LOOKS = 30  # fronts speak four times a second; decoding the largest body keeps one from it for some seconds
 _STOPPED_LOOKS = 2  # one may fall between two signals that continue the engine's process and its fronts
@@ -43,6 +45,7 @@ class Fronts:
         self, engine: Engine, options: ServerOptions, api_keys: tuple[str, ...], http_port: int, grpc_port: int | None
     ) -> None:
         self.gates: set[Gate] = set()
+        self._starting: set[Gate] = set()
         self._engine = engine
         self._setup = wire.Setup(options.host, http_port, grpc_port, dataclasses.asdict(options), api_keys)
         self._count = options.fronts - 1
@@ -78,6 +81,9 @@ class Fronts:
         """Returns when every front has finished what it held, or was cut after `grace_s`, and is gone."""
         self._draining = grace_s
         self._told.set()
+        for gate in self._starting:
+            if not gate.started.done():  # it holds nothing yet
+                gate.close()
         for gate in self.gates:
             gate.send(wire.Drain(grace_s))
         if self._keepers:
@@ -98,11 +104,14 @@ class Fronts:
             began, longest_s = time.monotonic(), _LONGEST_DELAY_OF_STARTED_S
             try:
                 await self._run_one(started)
-            except (Internal, OSError) as error:  # OSError: no more processes, descriptors or memory
+            except Exception as error:  # no more processes, threads, descriptors or memory, and what nobody thought of
+                message = str(error) or type(error).__name__
                 if not started.done():
-                    started.set_exception(Internal(f"an extra front process cannot be started: {error}"))
+                    started.set_exception(Internal(f"an extra front process cannot be started: {message}"))
                     return
-                log.error("front_failed", extra={"error": str(error)})
+                if self._draining is None:
+                    known = isinstance(error, (Internal, OSError)) or is_shortage(error)
+                    log.error("front_failed", extra={"error": message}, exc_info=not known)
                 longest_s = _LONGEST_DELAY_S
             delay_s = min(delay_s, longest_s)
             if self._draining is None:
@@ -117,11 +126,14 @@ class Fronts:
         with theirs:
             try:
                 process = _launch(theirs)
-            except OSError:
+            except BaseException:
                 ours.close()
                 raise
         _, gate = await asyncio.get_running_loop().create_unix_connection(lambda: Gate(self._engine), sock=ours)
         try:
+            if self._told.is_set():
+                return
+            self._starting.add(gate)
             gate.send(self._setup)
             gate.send(self._engine.table())
             ready, _ = await asyncio.wait(
@@ -129,6 +141,7 @@ class Fronts:
             )
             if gate.started not in ready:
                 raise Internal("it did not start; its standard error says why")
+            self._starting.discard(gate)
             self.gates.add(gate)
             gate.send(self._engine.table())
             if self._draining is not None:  # it was starting when the others were told
@@ -140,8 +153,9 @@ class Fronts:
             if gate in self.gates:
                 self.gates.discard(gate)
                 self._gone = _sum(self._gone, gate.figures)
+            self._starting.discard(gate)
             gate.close()
-            await asyncio.to_thread(_end, process, _END_S)
+            await _end(process, _END_S)
 
     async def _watched(self, gate: Gate, process: subprocess.Popen[bytes]) -> None:
         """Returns when the front is gone, or was killed because it hangs."""
@@ -181,10 +195,11 @@ def _sum(one: wire.Figures, other: wire.Figures) -> wire.Figures:
     )
 
 
-def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """Returns when the process is gone: by itself within `grace_s`, else killed."""
-    try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+async def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Returns when the process is gone: by itself within `grace_s`, else killed. Without a thread that waits for it:
+    there may be none left."""
+    kill_at = time.monotonic() + grace_s
+    while process.poll() is None:
+        if time.monotonic() > kill_at:
+            process.kill()
+        await asyncio.sleep(_END_LOOK_S)
