@@ -100,6 +100,7 @@ test-kserve: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	@$(BIN)/penstock config --markdown > docs/configuration.md
+	@$(BIN)/python tools/promises.py > docs/promises.md
 
 clean:
 	rm -rf $(VENV) $(KSERVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

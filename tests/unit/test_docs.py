@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -22,6 +24,21 @@ def commands(path: Path) -> list[str]:
 
 def test_the_configuration_page_is_the_one_the_code_makes() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == page(), "run `make docs`"
+
+
+def test_the_page_of_promises_is_made_from_them_and_from_what_was_measured() -> None:
+    made = subprocess.run(
+        [sys.executable, ROOT / "tools" / "promises.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert (ROOT / "docs" / "promises.md").read_text() == made, "run `make docs`"
+
+
+def test_every_promise_and_fault_has_a_test_or_a_reason() -> None:
+    told = tomllib.loads((ROOT / "docs" / "promises.toml").read_text())
+    for one in [*(promise for section in told["section"] for promise in section["promise"]), *told["fault"]]:
+        assert one["tests"] or one.get("note") or one.get("without"), one["id"]
+        for test in one["tests"]:
+            assert (ROOT / test).exists(), test
 
 
 def test_the_readme_shows_the_two_commands_first() -> None:
