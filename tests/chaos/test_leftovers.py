@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from server_processes import alive, until
 from watched_processes import Held, family, held_by, named_shared_memory
 
 import penstock
@@ -45,20 +45,6 @@ def free_ports() -> tuple[int, int]:
         for sock in (one, other):
             sock.bind(("127.0.0.1", 0))
         return one.getsockname()[1], other.getsockname()[1]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def until(claim: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def double(client: penstock.Client, x: float) -> float:
@@ -109,7 +95,7 @@ def test_killed_server_leaves_nothing_and_starts_again_on_its_ports_at_once(
             for pid in victims(held, which, choose):
                 os.kill(pid, signal.SIGKILL)
         running.process.wait(10)
-        until(lambda held=held: not any(alive(one.pid) for one in held))
+        until(lambda held=held: not alive(one.pid for one in held), 20, "all of it ends")
         assert named_shared_memory() == set()
     assert list(temporary.iterdir()) == []
 
@@ -127,12 +113,12 @@ def test_workers_and_fronts_end_with_a_core_that_is_killed_while_it_starts_them(
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            until(lambda wanted=wanted, count=count, process=process: roles(process.pid)[wanted] >= count)
+            until(lambda wanted=wanted, count=count, process=process: roles(process.pid)[wanted] >= count, 20, wanted)
             started = family(process.pid)
         finally:
             process.kill()
             process.wait()
-        until(lambda started=started: not any(alive(pid) for pid in started))
+        until(lambda started=started: not alive(started), 20, "what it started ends")
 
 
 @pytest.mark.parametrize("option", ["http_port", "grpc_port"])

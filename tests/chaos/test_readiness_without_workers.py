@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 from running_server import RunningServer, ServerFactory
+from server_processes import until, workers
 from tritonclient.grpc import service_pb2
-
-from penstock.ledger.faults import descendants
 
 MODEL = """
 import os, time
@@ -47,25 +44,6 @@ def everywhere(server: RunningServer, path: str) -> set[int]:
     return {status(server, path) for _ in range(8)}
 
 
-def until(what: Callable[[], bool], seconds: float = 20.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < give_up, "it did not come about"
-        time.sleep(0.01)
-
-
-def workers(server: RunningServer) -> list[int]:
-    found = []
-    for pid in descendants(server.pid):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"penstock.runtime.workers" in words:
-            found.append(pid)
-    return found
-
-
 def grpc_ready(server: RunningServer) -> bool:
     with grpc.insecure_channel(server.grpc) as channel:
         call = channel.unary_unary(
@@ -93,20 +71,20 @@ def test_a_server_without_workers_is_live_and_not_ready(
     file.write_text(MODEL)
     hold = Path(f"{file}.hold")
     running = server({"triple": {"path": f"{file}:Triple", "workers": 2}}, fronts=fronts)
-    until(lambda: len(workers(running)) == 2)
+    until(lambda: len(workers(running.pid)) == 2, 20, "both workers")
     assert everywhere(running, "/v2/health/ready") == {200}
     assert ask(running) == [6.0]
 
     hold.touch()
-    for pid in workers(running):
+    for pid in workers(running.pid):
         os.kill(pid, number)
-    until(lambda: everywhere(running, "/v2/health/ready") == {503})
+    until(lambda: everywhere(running, "/v2/health/ready") == {503}, 20, "not ready")
     assert everywhere(running, "/v2/models/triple/ready") != {200}
     assert not grpc_ready(running)
     assert everywhere(running, "/v2/health/live") == {200}
 
     hold.unlink()
-    until(lambda: everywhere(running, "/v2/health/ready") == {200})
+    until(lambda: everywhere(running, "/v2/health/ready") == {200}, 20, "ready again")
     assert everywhere(running, "/v2/models/triple/ready") == {200}
     assert grpc_ready(running)
     assert ask(running) == [6.0]
