@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,12 @@ import pytest
 
 import penstock
 from penstock.core.errors import InvalidInput
+from penstock.core.messages import Request
+from penstock.runtime.inference import Inference
+from penstock.runtime.manager import Manager
+from penstock.runtime.options import ModelOptions
+from penstock.runtime.sources.memory import MemorySource
+from penstock.telemetry.metrics import Metrics
 
 onnx = pytest.importorskip("onnx")
 
@@ -108,3 +116,34 @@ def test_fronts_hold_inline_models_themselves_and_every_request_is_counted(serve
         assert time.monotonic() < end
     assert [answer for _, answer in map(ask, range(60))] == [answer for _, answer in first]
     assert running.stop() == 0
+
+
+async def test_slow_model_leaves_inline_after_a_shortage_that_kept_it_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    convolution(tmp_path / "conv.onnx")
+    manager = Manager(Metrics(), 2)
+    manager.apply(MemorySource([ModelOptions(name="conv", path=str(tmp_path / "conv.onnx"))]).poll())
+    await manager.settled()
+    loaded, inference = manager.find("conv", ""), Inference()
+    assert loaded.executor == "inline"
+    image = np.random.default_rng(1).random((1, 3, 224, 224), dtype="f4")
+
+    async def ask_until(claim: Callable[[], bool]) -> None:
+        async with asyncio.timeout(25):
+            while not claim():
+                await inference.submit(loaded, Request("conv", {"x": image}))
+                await asyncio.sleep(0.005)
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            await ask_until(lambda: "leaving_inline_failed" in caplog.messages)
+        assert loaded.executor == "inline"
+        await ask_until(lambda: loaded.executor == "process")
+        await inference.submit(loaded, Request("conv", {"x": image}))
+    finally:
+        await manager.close(5)

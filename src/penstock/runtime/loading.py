@@ -49,7 +49,7 @@ ADAPTERS = "penstock.runtime.adapters"
 INLINE_BATCH_S = 150e-6
 # With real requests and full batches; twice the admission, so that a model near it does not go to and fro.
 INLINE_LONGEST_S = 2 * INLINE_BATCH_S
-_WATCH_S = 1.0
+_WATCH_S, _LONGEST_WATCH_S = 1.0, 60.0
 # Models above this size stay in processes of their own, so that ending one gives all its memory back.
 INLINE_SIZE_BYTES = 64 << 20
 
@@ -173,6 +173,7 @@ class _Loading:
             self._spec,
             self._size,
             load_timeout_s=self._options.load_timeout_s,
+            timeout_s=self._options.timeout_s,
             hang_s=self._options.hang_s,
             on_change=self._workers_changed,
         )
@@ -195,10 +196,8 @@ class _Loading:
         self._on_change()
 
     def _spec(self, worker: int) -> LoadSpec:
-        return LoadSpec(
-            adapter=self._loaded.adapter, path=str(self._loaded.path), context=self._context(worker),
-            memory_bytes=self._options.max_memory_bytes,
-        )  # fmt: skip
+        adapter, path, limit = self._loaded.adapter, str(self._loaded.path), self._options.max_memory_bytes
+        return LoadSpec(adapter=adapter, path=path, context=self._context(worker), memory_bytes=limit)
 
     def _context(self, worker: int) -> LoadContext:
         device: Device = deal(self._devices, worker)
@@ -332,24 +331,30 @@ class _Loading:
             loaded.watch = asyncio.create_task(self._leave_inline_when_slow(inline))
 
     async def _leave_inline_when_slow(self, inline: InlineExecutor) -> None:
-        """Ends when the model has moved to worker processes; until then it looks once a second. Two looks in a row must
-        find it slow: one may fall into a moment when the machine was busy with something else."""
-        slow_before = False
+        """Ends when the model has moved to worker processes. Two looks in a row must find it slow: one may fall into a
+        moment when the machine was busy with something else."""
+        slow_before, wait_s = False, _WATCH_S
         while True:
-            await asyncio.sleep(_WATCH_S)
+            await asyncio.sleep(wait_s)
             slow = slow_inline(inline)
             if slow and slow_before:
-                break
+                if await self._leave_inline(inline):
+                    return
+                wait_s = min(2 * wait_s, _LONGEST_WATCH_S)
             slow_before = slow
+
+    async def _leave_inline(self, inline: InlineExecutor) -> bool:
+        """Whether the model has moved to worker processes; else it is as before, and the log says why."""
         loaded = self._loaded
         log.info("leaving_inline", extra={"model": loaded.name, "batch_s": round(inline.compute_s, 6)})
         pool = self._make_pool()
         try:
             await self._check_again(await pool.start())
-        except PenstockError as error:
-            log.error("leaving_inline_failed", extra={"model": loaded.name, "error": str(error)})
+        except Exception as error:  # no more processes, threads or memory for a moment, and what nobody thought of
+            fields = {"model": loaded.name, "error": str(error) or type(error).__name__}
+            log.error("leaving_inline_failed", extra=fields, exc_info=not isinstance(error, PenstockError))
             await pool.close(0.0)
-            return
+            return False
         except BaseException:
             await pool.close(0.0)
             raise
@@ -358,6 +363,7 @@ class _Loading:
         pool.grow()
         self._use_pool(pool)
         await inline.close(0.0)
+        return True
 
 
 def slow_inline(inline: InlineExecutor) -> bool:
