@@ -242,7 +242,7 @@ def test_slow_upload_counts(started: Any) -> None:
 def test_reader_who_takes_nothing_is_cut_at_the_deadline_and_costs_no_worker(started: Any) -> None:
     """A stream of 100 KB items without end, of which its reader takes none. Its worker waits, and was once killed for it
     as stuck, `hang_s` after the deadline, with all that it held."""
-    running = started("large", options={"hang_s": 0.5})
+    running = started("large", options={"hang_s": 0.5, "timeout_s": 1.0})
     body = json.dumps({"x": [1.0]}).encode()
     head = "POST /v2/models/large/generate_stream HTTP/1.1\r\nHost: x\r\nPenstock-Timeout-Ms: 1000\r\n"
     with socket.socket() as client:
@@ -265,7 +265,7 @@ def test_reader_who_takes_nothing_is_cut_at_the_deadline_and_costs_no_worker(sta
 
 
 def test_stream_that_hangs_is_answered_at_its_deadline_and_refused_after_two_workers(started: Any) -> None:
-    running = started("hangs", options={"hang_s": 0.4})
+    running = started("hangs", options={"hang_s": 0.4, "timeout_s": 0.4})
     for _ in range(2):
         _, text, seconds = ask(running, "hangs", [1.0], header_s=0.4, path="infer_stream")
         assert b"deadline" in text and seconds < 2.0
@@ -277,7 +277,7 @@ def test_dependency_that_hangs_ends_at_the_deadline_and_harms_no_other_model(sta
     """F23. After `hang_s` the hard limit ends the worker, whose code would never come back."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = float(silent.getsockname()[1])
-        running = started("asks", "waits_for_more", options={"hang_s": 0.5})
+        running = started("asks", "waits_for_more", options={"hang_s": 0.5, "timeout_s": 0.5})
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             hanging = [pool.submit(ask, running, "asks", [port], header_s=0.5) for _ in range(3)]
             others = []

@@ -93,7 +93,7 @@ async def test_stuck_workers_are_found_saved_and_replaced_beside_an_undisturbed_
     server: Callable[..., Any], tmp_path: Path, figure: Callable[..., None], rounds: int
 ) -> None:
     (tmp_path / "models.py").write_text(MODELS)
-    table: dict[str, object] = {"workers": 1, "hang_s": HANG_S, "warm_up": False, "timeout_s": 5}
+    table: dict[str, object] = {"workers": 1, "hang_s": HANG_S, "warm_up": False, "timeout_s": DEADLINE_S}
     running = server({name: {**table, "path": f"{tmp_path}/models.py:{name}"} for name in (*FOUND_S, "other")})
     plan = ledger.Plan(phases=(ledger.Phase(3.5 * rounds, 60.0),), slack_s=0.3)
     beside = asyncio.create_task(ledger.run(ledger.Target(running.http, "other"), plan))
@@ -110,7 +110,7 @@ async def test_stuck_workers_are_found_saved_and_replaced_beside_an_undisturbed_
             for name, pid in pids.items():
                 assert pid not in processes.workers(running.pid), f"{name} was not replaced"
                 mine = [event for event in events if event.get("pid") == pid]
-                (found,) = (event for event in mine if event["event"] == "worker_stuck")
+                found = next(event for event in mine if event["event"] == "worker_stuck")
                 assert found["threads"], "what the kernel says of its threads"
                 stacks = "\n".join(str(event["event"]) for event in mine if event.get("stream") == "stderr")
                 assert any(frame in stacks for frame in FRAMES[name].split("|")), f"{name}: no stack in\n{stacks}"

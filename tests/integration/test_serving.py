@@ -190,7 +190,7 @@ def infer_works(running: Any) -> bool:
 
 @pytest.mark.parametrize("how", ["stopped", "spinning"])
 def test_stuck_worker_is_found_and_replaced(server: Factory, how: str) -> None:
-    running = server({"m": model("slow" if how == "stopped" else "spin", workers=1, hang_s=1.0)})
+    running = server({"m": model("slow" if how == "stopped" else "spin", workers=1, hang_s=1.0, timeout_s=1.0)})
     if how == "stopped":
         os.kill(int(infer(running, "m", [1.0])["pid"][0]), signal.SIGSTOP)
         assert infer(running, "m", [1.0], timeout_s=10.0)["y"].tolist() == [1.0], "user code had not seen it"

@@ -110,8 +110,9 @@ class ModelOptions:
     timeout_s: float = option(60.0, "Deadline of requests that bring none.", unit="s", minimum=0.001)
     load_timeout_s: float = option(300.0, "Time to load and warm a version.", unit="s", minimum=0.1)
     hang_s: float = option(
-        10.0, "Silence of a worker, or time beyond its batch's deadline, until it is replaced.", unit="s", minimum=0.1
-    )
+        10.0, "Silence of a worker, or time beyond its batch's deadline and `timeout_s`, until it is replaced.",
+        unit="s", minimum=0.1,
+    )  # fmt: skip
     max_memory_bytes: int | None = option(
         None, "Memory that one worker may hold; one that wants more is ended, and replaced.",
         unit="bytes", minimum=1,

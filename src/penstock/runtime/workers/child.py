@@ -133,9 +133,8 @@ class Server:
                     self._answer(run, received.slot, inputs)
                 else:
                     self._predict(run, received.slot, inputs)
-            except (
-                BaseException
-            ) as error:  # user code's SystemExit and KeyboardInterrupt fail the batch, not the worker
+            # User code's SystemExit and KeyboardInterrupt fail the batch, not the worker.
+            except BaseException as error:
                 self._channel.send(failed(run.id, error), received.slot)
             finally:
                 calling.done()

@@ -67,9 +67,8 @@ class Server:
             job = self._jobs.get(message.id)
             if job is not None:
                 job[1].cancelled = True
-                if job[
-                    1
-                ].begun:  # a task that is cancelled before it began never answers: it sees the flag when it begins
+                # A task that is cancelled before it began never answers: it sees the flag when it begins.
+                if job[1].begun:
                     job[0].cancel()
         elif isinstance(message, frame.Close):
             self._closing.set()

@@ -9,7 +9,8 @@ it has answered a warm-up.
 
 The watchdog looks once a heartbeat. A process that has missed two, or that somebody has stopped, gets nothing new while
 that lasts. One that stays silent (a loop that holds the interpreter lock), that stays stopped, or that computes far
-beyond its batch's deadline is killed, after its stacks are saved in the log. This then counts as a death.
+beyond its batch's deadline and the model's own is killed, after its stacks are saved in the log and if a second look
+finds it so still. This then counts as a death.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ log = logging.getLogger("penstock.pool")
 _WATCH_S = 0.25
 _SILENT_LOOKS = 2  # without a beat between them: then it gets nothing new
 _STOPPED_LOOKS = 2  # one may fall between two signals that continue a front and its workers
+_STOPPED = -1
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 30.0
 _LONGEST_DELAY_OF_USEFUL_S = 0.8  # so that a replacement is started within a second
 _HEALTHY_S = 60.0  # after so long without a death the next one is replaced at once again
@@ -40,6 +42,7 @@ class _Seat:
     worker: WorkerProcess | None = None
     answered: int = 0  # what the worker had answered when it was seated: its warm-up
     stopped: int = 0  # looks in a row that found it stopped
+    down: bool = False  # silent, and not because it computes
     deaths_in_row: int = -1  # beyond the first, which costs no delay
     last_death: float = 0.0
     restarts: int = 0
@@ -50,15 +53,17 @@ class Pool:
     """The worker processes of one loaded version."""
 
     def __init__(
-        self, make_spec: Callable[[int], LoadSpec], size: int, *, load_timeout_s: float, hang_s: float,
-        on_change: Callable[[], None],
+        self, make_spec: Callable[[int], LoadSpec], size: int, *, load_timeout_s: float, timeout_s: float,
+        hang_s: float, on_change: Callable[[], None],
     ) -> None:  # fmt: skip
+        """Code may compute for `timeout_s`, or until its batch's deadline if that is later, and `hang_s` more."""
         self.size = size
         self.check: Callable[[WorkerProcess], Awaitable[None]] | None = None  # the warm-up of every later process
         self.on_free: Callable[[], None] = _nothing  # called when a worker has room again without having answered
         self._make_spec = make_spec
         self._load_timeout_s = load_timeout_s
         self._hang_s = hang_s
+        self._timeout_s = timeout_s
         self._on_change = on_change
         self._seats = [_Seat() for _ in range(size)]
         self._tasks: set[asyncio.Task[None]] = set()
@@ -71,8 +76,8 @@ class Pool:
 
     @property
     def answers(self) -> bool:
-        """Whether any process takes batches now."""
-        return any(not worker.silent for worker in self.workers)
+        """Whether any process computes, or would if it were given a batch."""
+        return any(seat.worker is not None and not seat.down for seat in self._seats)
 
     async def start(self) -> WorkerProcess:
         """The first process, loaded but not warmed; the caller does that. Raises: LoadError."""
@@ -116,7 +121,8 @@ class Pool:
         return worker
 
     def _sit(self, seat: _Seat, worker: WorkerProcess) -> None:
-        seat.worker, seat.answered, seat.stopped, seat.last_error = worker, worker.answered, 0, ""
+        seat.worker, seat.answered, seat.last_error = worker, worker.answered, ""
+        seat.stopped, seat.down = 0, False
 
     def _died(self, index: int, worker: WorkerProcess) -> None:
         seat = self._seats[index]
@@ -150,7 +156,9 @@ class Pool:
                         await self.check(worker)
                 if worker.exited:
                     raise LoadError("the worker ended during its warm-up")
-            except (PenstockError, TimeoutError) as error:
+            except Exception as error:  # whatever it was (no thread can be started, say), the seat is to be filled
+                if not isinstance(error, PenstockError | TimeoutError):
+                    log.exception("worker_start_broken", extra={"seat": index})
                 seat.last_error = str(error) or f"no answer to the warm-up within {self._load_timeout_s:g} s"
                 failures += 1
                 delay_s = _backoff_s(failures, _LONGEST_DELAY_S)
@@ -170,41 +178,67 @@ class Pool:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_S)
-            now = time.monotonic()
-            stuck = [worker for seat in self._seats if (worker := seat.worker) is not None and self._look(seat, now)]
-            if stuck:
+            if stuck := self._look_at_all():
                 await asyncio.sleep(_WATCH_S)  # time for the signal handlers to write the stacks
-                for worker in stuck:
-                    worker.kill_stuck()
+                now = time.monotonic()
+                for seat, worker, answered in stuck:
+                    if seat.worker is not worker:
+                        continue  # dead, and replaced
+                    # The signal that saves the stacks may have woken it for a moment, so a beat alone says little.
+                    same = answered == _STOPPED or (worker.holds and answered == worker.answered)
+                    if same or self._is_stuck(worker, worker.silence_s(now), now):
+                        worker.kill_stuck()
+                    else:  # what it worked on has just ended
+                        self._note_silence(seat, worker, silent=False, down=False)
 
-    def _look(self, seat: _Seat, now: float) -> bool:
+    def _look_at_all(self) -> list[tuple[_Seat, WorkerProcess, int]]:
+        """The stuck workers with their seats, and what each had answered by now (_STOPPED: somebody stopped it)."""
+        stuck: list[tuple[_Seat, WorkerProcess, int]] = []
+        now = time.monotonic()
+        for seat in self._seats:
+            try:
+                if (worker := seat.worker) is not None and self._look(seat, worker, now):
+                    stuck.append((seat, worker, _STOPPED if seat.stopped else worker.answered))
+            except Exception:  # the others are watched all the same, and this one again at the next look
+                log.exception("worker_not_watched", extra={"pid": worker.pid if worker else 0})
+        return stuck
+
+    def _look(self, seat: _Seat, worker: WorkerProcess, now: float) -> bool:
         """Decides whether a worker gets batches now; True when it is stuck, and its stacks are on their way."""
-        worker = seat.worker
-        assert worker is not None
-        silence_s, overdue_s = worker.silence_s(now), worker.overdue_s(now)
+        silence_s = worker.silence_s(now)
         seat.stopped = seat.stopped + 1 if silence_s > 0 and worker.stopped else 0
         silent = seat.stopped > 0 or silence_s >= _SILENT_LOOKS * max(worker.heartbeat_s, _WATCH_S)
-        if silent != worker.silent:
-            worker.silent = silent
-            self._on_change()
-            if silent:
-                log.warning("worker_silent", extra={"pid": worker.pid, "silence_s": round(silence_s, 2)})
-            else:
-                self.on_free()
-        if seat.stopped < _STOPPED_LOOKS and silence_s <= self._hang_s and overdue_s <= self._hang_s:
+        # A batch in native code that holds the interpreter lock is silent too, and nothing out of the ordinary.
+        computes = worker.holds and not seat.stopped and silence_s < self._hang_s / 2
+        if silent and not worker.silent:
+            log.warning("worker_silent", extra={"pid": worker.pid, "silence_s": round(silence_s, 2)})
+        self._note_silence(seat, worker, silent=silent, down=silent and not computes)
+        if seat.stopped < _STOPPED_LOOKS and not self._is_stuck(worker, silence_s, now):
             return False
         log.error(
             "worker_stuck",
             extra={
                 "pid": worker.pid,
                 "silence_s": round(silence_s, 2),
-                "overdue_s": round(max(0.0, overdue_s), 2),
+                "overdue_s": round(max(0.0, worker.overdue_s(now, self._timeout_s)), 2),
                 "stopped": seat.stopped > 0,
                 "threads": worker.states(),
             },
         )
         worker.dump_stacks()
+        worker.silent = True  # nothing new for what may be killed in a moment
         return True
+
+    def _is_stuck(self, worker: WorkerProcess, silence_s: float, now: float) -> bool:
+        return silence_s > self._hang_s or worker.overdue_s(now, self._timeout_s) > self._hang_s
+
+    def _note_silence(self, seat: _Seat, worker: WorkerProcess, *, silent: bool, down: bool) -> None:
+        changed, freed = (silent, down) != (worker.silent, seat.down), worker.silent and not silent
+        worker.silent, seat.down = silent, down
+        if changed:
+            self._on_change()
+        if freed:
+            self.on_free()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         async def guarded() -> None:

@@ -161,10 +161,16 @@ class WorkerProcess:
         looked counts for no more than that, so that a front that was stopped itself does not blame its workers."""
         return self._life.silence_s(now)
 
-    def overdue_s(self, now: float) -> float:
-        """How far the process is beyond the deadline of what it works on, at most; 0 when it is not. What nobody
-        waits for any more is due at once."""
-        return max((now - held.deadline for held in self._held.values()), default=0.0) if self._held else 0.0
+    @property
+    def holds(self) -> bool:
+        """Whether it was given a batch or stream that it has not ended."""
+        return bool(self._held)
+
+    def overdue_s(self, now: float, allowed_s: float) -> float:
+        """How far the process is beyond the deadline of what it works on, at most; 0 when it is not. Each batch and
+        stream may take `allowed_s` whatever its deadline is: callers choose deadlines, and one who is in a hurry, or
+        leaves, does not make a worker that computes a stuck one."""
+        return max((now - max(held.deadline, held.started + allowed_s) for held in self._held.values()), default=0.0)
 
     @property
     def heartbeat_s(self) -> float:
@@ -389,9 +395,9 @@ class WorkerProcess:
             log.warning("worker_ended", extra={**self._life.fields, "cause": self.cause})
         held, self._held, self._slots = self._held, {}, []
         died_at, last = time.monotonic(), self._life.begun
-        in_company = sum(number <= last for number in held) > 1
+        doubtful = self._life.by_somebody or sum(number <= last for number in held) > 1
         for number, one in held.items():
-            error = WorkerLost(self._lost_message(), begun=number <= last, in_company=in_company, died_at=died_at)
+            error = WorkerLost(self._lost_message(), begun=number <= last, doubtful=doubtful, died_at=died_at)
             if one.done is not None:
                 self._call(one.done, error)
             elif one.inbox is not None:

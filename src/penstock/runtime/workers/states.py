@@ -35,6 +35,7 @@ def _state(stat: Path) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        # The kernel cuts a thread's name to 15 bytes, which may be in the middle of a character.
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""
