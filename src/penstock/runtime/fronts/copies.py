@@ -110,9 +110,9 @@ class Copies:
         self._copies.clear()
 
     async def _load(self, name: str, version: str, wished: InlineCopy) -> None:
-        adapter = cast(Adapter, plugins.load(ADAPTERS, wished.adapter))
         path = Path(wished.path)
         try:
+            adapter = cast(Adapter, plugins.load(ADAPTERS, wished.adapter))
             snapshot = await from_disk(Snapshot, path)
             if await from_disk(artifact_sha256, path) != wished.sha256:
                 raise NotReady("its files are not those that the engine loaded")
@@ -120,8 +120,9 @@ class Copies:
             if await from_disk(snapshot.changed):
                 await inline.close(0.0)
                 raise NotReady("its files changed while they were loaded")
-        except (PenstockError, OSError) as error:
-            log.warning("copy_failed", extra={"model": name, "version": version, "error": str(error)})
+        except Exception as error:  # an adapter's own; requests go to the engine, which shows what they meet
+            fields = {"model": name, "version": version, "error": str(error) or type(error).__name__}
+            log.warning("copy_failed", extra=fields, exc_info=not isinstance(error, (PenstockError, OSError)))
             self._copies[wished.serial] = None
             return
 
