@@ -174,7 +174,6 @@ class _Loading:
             self._size,
             load_timeout_s=self._options.load_timeout_s,
             timeout_s=self._options.timeout_s,
-            timeout_s=self._options.timeout_s,
             hang_s=self._options.hang_s,
             on_change=self._workers_changed,
         )
