@@ -33,7 +33,7 @@ PLAIN = {"inputs": {"x": "f8[n]"}, "outputs": {"y": "f8[n]"}}
 def stream(x):
     for item in range(3):
         if x[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.abort()
         time.sleep(x[0] * item)
         yield {"y": x + item}
 
@@ -45,7 +45,7 @@ def slow(x):
 @penstock.model(**PLAIN, batch=False, concurrency=20)
 async def poisoned(x):
     if x[0] < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.abort()
     await asyncio.sleep(x[0])
     return {"y": x}
 
@@ -103,13 +103,18 @@ async def test_stream_that_ends_worker_after_worker_is_refused(tmp_path: Path) -
 async def test_inputs_that_were_answered_since_are_not_blamed_for_a_worker_killed_by_somebody(tmp_path: Path) -> None:
     async with loaded(tmp_path, "slow") as version:
         assert version.pool is not None
-        for _ in range(3):
+        for death in range(6):
             asked = asyncio.create_task(ask(version.batcher, 0.5))
+            for _ in range(500):
+                await asyncio.sleep(0.02)
+                if not version.batcher.queued:
+                    break
             await asyncio.sleep(0.1)
             os.kill(version.pool.workers[0].pid, signal.SIGKILL)
             with pytest.raises(WorkerLost):
                 await asked
-            assert (await ask(version.batcher, 0.5)).outputs["y"].tolist() == [0.5]
+            if death % 3 == 2:  # three times in a row it is nobody's fault but the killer's
+                assert (await ask(version.batcher, 0.5)).outputs["y"].tolist() == [0.5]
 
 
 async def test_request_that_user_code_has_not_seen_outlives_its_worker(tmp_path: Path) -> None:

@@ -96,20 +96,20 @@ class NotReady(PenstockError):
 class WorkerLost(PenstockError):
     """The worker died or was stuck while it held this request; nobody knows whether user code had an effect.
 
-    `begun`: user code may have seen the request; when it has not, the request may run elsewhere. `in_company`: the
-    worker was at other batches too, so that another one may be to blame. `died_at`: when (monotonic seconds), the same
-    for all that one worker held.
+    `begun`: user code may have seen the request; when it has not, the request may run elsewhere. `doubtful`: another one
+    may be to blame, because the worker was at other batches too, or was killed by somebody. `died_at`: when (monotonic
+    seconds), the same for all that one worker held.
     """
 
     code, retryable, reason = "UNAVAILABLE", True, "worker_lost"
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, begun: bool = True, in_company: bool = False,
+        self, message: str, *, retry_after_s: float | None = None, begun: bool = True, doubtful: bool = False,
         died_at: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(message, retry_after_s=retry_after_s)
         self.begun = begun
-        self.in_company = in_company
+        self.doubtful = doubtful
         self.died_at = died_at
 
 

@@ -162,7 +162,7 @@ class Batcher:
 
     def note_death(self, inputs: Tensors, error: WorkerLost) -> None:
         """Remembers that a worker died while it answered these inputs with a stream."""
-        self._quarantine.add([inputs], error.died_at, alone=not error.in_company)
+        self._quarantine.add([inputs], error.died_at, alone=not error.doubtful)
 
     def note_answer(self, inputs: Tensors) -> None:
         """Forgets deaths with these inputs: they have been answered."""
@@ -334,7 +334,7 @@ class Batcher:
         entries = running.entries
         if isinstance(error, WorkerLost) and (error.begun or entries[0].returns >= MOST_RETURNS):
             held = [entry.request.inputs for entry in entries]
-            self._quarantine.add(held, error.died_at, alone=not error.in_company)
+            self._quarantine.add(held, error.died_at, alone=not error.doubtful)
         elif isinstance(error, DeadlineExceeded):  # a coroutine was cancelled at its deadline
             self._admission.learn_at_least(running.rows, time.monotonic() - running.dispatched)
         elif self._closed is None and isinstance(error, WorkerLost):

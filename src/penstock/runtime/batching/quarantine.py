@@ -1,8 +1,8 @@
 """Remembers the inputs that were in a worker when it died, so that one request cannot end worker after worker.
 
 Theory of operation. Inputs that took part in a death are suspects: they run in batches of their own, so that they can
-take no others along. A second death convicts them, unless a worker was at other batches both times (asyncio workers):
-then another one may be to blame, and it takes four. Convicts are refused for a minute. After that one request with
+take no others along. A second death convicts them, unless both times another one may be to blame: the worker was at
+other batches too (asyncio workers), or was killed by somebody. Then it takes four. Convicts are refused for a minute. After that one request with
 these inputs is let in on trial; another death doubles the time, up to an hour. An answer, or two hours without a death,
 clears everything: whoever killed the workers, it was not these inputs.
 

@@ -57,6 +57,7 @@ class Life:
         }  # fmt: skip
         self._beats, self._silent_s, self._looked_at = 0, 0.0, time.monotonic()
         self.beaten = False  # once it is gone: whether it came so far as to open the model
+        self.by_somebody = False  # once it is gone: killed, by nobody here and not for its memory
         self.begun = 0  # once it is gone: the last batch or stream that user code was given
         self._killed_because = ""
         self._timer: asyncio.TimerHandle | None = None
@@ -146,6 +147,7 @@ class Life:
         self.alive = False
         for_memory = self._guard.verdict() if self.exit_code == -signal.SIGKILL else ""
         self.cause = self._killed_because or for_memory or cause_of(self.exit_code)
+        self.by_somebody = self.exit_code == -signal.SIGKILL and not self._killed_because and not for_memory
         self._guard.close()
         if self._timer is not None:
             self._timer.cancel()
