@@ -10,6 +10,7 @@ is then freed.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -376,6 +377,8 @@ class Manager:
             self._tasks.discard(task)
             if not task.cancelled():
                 self._step(name)
+            if self.started:  # from then on the collector looks so seldom that what loads leave would pile up
+                gc.collect()
 
         task = asyncio.get_running_loop().create_task(guarded(), name=name)
         self._tasks.add(task)
