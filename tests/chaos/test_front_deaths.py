@@ -99,6 +99,7 @@ async def test_counters_never_fall_when_a_front_is_killed(served: Callable[..., 
         assert answered(await client.metrics()) >= 40 <= before
 
 
+@pytest.mark.chaos
 async def test_stopped_front_is_replaced(served: Callable[..., Any]) -> None:
     running = served(fronts=2)
     (victim,) = processes.fronts(running.pid)

@@ -100,6 +100,7 @@ async def test_poison_ends_two_workers_and_is_refused_while_others_go_on(
     figure("P2d", "workers ended by one poisonous request sent again and again", deaths / poisons, "workers", goal="2")
 
 
+@pytest.mark.chaos
 async def test_model_whose_workers_never_answer_is_not_started_in_a_tight_loop(
     server: Callable[..., Any], models: Path
 ) -> None:

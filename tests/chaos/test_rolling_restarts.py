@@ -40,7 +40,7 @@ def proxied() -> Iterator[Callable[[float], LateProxy]]:
 @pytest.mark.parametrize(
     ("restarts", "late_s", "rate", "fronts"),
     [
-        (2, 0.4, 150.0, 1),
+        (1, 0.4, 150.0, 1),
         pytest.param(100, 5.0, 500.0, 1, marks=[pytest.mark.chaos, pytest.mark.timeout(5400)]),
         pytest.param(10, 1.0, 300.0, 2, marks=[pytest.mark.chaos, pytest.mark.timeout(1200)]),
     ],

@@ -103,7 +103,10 @@ async def in_flight(running: Any, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["TERM", "INT", "HUP"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.chaos) for other in (signal.SIGINT, signal.SIGHUP))],
+)
 async def test_lame_duck_serves_everybody_and_closes_only_what_it_said_it_would(start: Start, number: int) -> None:
     """At once not ready, still serving old and new connections, each answer says `close`; idle ones stay until the end of
     the window, and what is in flight then is finished."""
@@ -205,7 +208,7 @@ async def test_second_signal_ends_at_once(start: Start) -> None:
 
 
 @pytest.mark.parametrize("when", ["loading", "warming"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["TERM", "HUP"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.chaos)])
 def test_stop_while_a_model_loads_or_warms_up(tmp_path: Path, when: str, number: int) -> None:
     (tmp_path / "models.py").write_text(MODELS)
     name = "Loads" if when == "loading" else "warms"

@@ -147,6 +147,7 @@ async def stick(client: penstock.AsyncClient, name: str, pid: int) -> float:
     return began
 
 
+@pytest.mark.chaos
 async def test_worker_that_holds_the_interpreter_for_less_than_the_limit_is_left_alone(
     server: Callable[..., Any], tmp_path: Path
 ) -> None:

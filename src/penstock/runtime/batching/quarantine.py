@@ -2,9 +2,9 @@
 
 Theory of operation. Inputs that took part in a death are suspects: they run in batches of their own, so that they can
 take no others along. A second death convicts them, unless both times another one may be to blame: the worker was at
-other batches too (asyncio workers), or was killed by somebody. Then it takes four. Convicts are refused for a minute. After that one request with
-these inputs is let in on trial; another death doubles the time, up to an hour. An answer, or two hours without a death,
-clears everything: whoever killed the workers, it was not these inputs.
+other batches too (asyncio workers), or was killed by somebody. Then it takes four. Convicts are refused for a minute.
+After that one request with these inputs is let in on trial; another death doubles the time, up to an hour. An answer,
+or two hours without a death, clears everything: whoever killed the workers, it was not these inputs.
 
 Remembering costs the others next to nothing: their contents are hashed only when shape and beginning are a suspect's.
 """
