@@ -96,9 +96,9 @@ class NotReady(PenstockError):
 class WorkerLost(PenstockError):
     """The worker died or was stuck while it held this request; nobody knows whether user code had an effect.
 
-    `begun`: user code may have seen the request; when it has not, the request may run elsewhere. `doubtful`: another one
-    may be to blame, because the worker was at other batches too, or was killed by somebody. `died_at`: when (monotonic
-    seconds), the same for all that one worker held.
+    `begun`: user code may have seen the request; when it has not, the request may run elsewhere. `doubtful`: another
+    one may be to blame, because the worker was at other batches too, or was killed by somebody. `died_at`: when
+    (monotonic seconds), the same for all that one worker held.
     """
 
     code, retryable, reason = "UNAVAILABLE", True, "worker_lost"
