@@ -301,6 +301,7 @@ class Batcher:
             result.compute_output_s, running.worker, running.dispatched - entries[0].since,
         )  # fmt: skip
         model, version, traces = self.model, self.version, running.batch.traces
+        suspects = bool(self._quarantine)
         answered: list[Timings] = []
         answered_rows = 0
         for entry, outputs in zip(entries, pieces, strict=True):
@@ -320,7 +321,7 @@ class Batcher:
             timings.compute_output_s = result.compute_output_s
             timings.batch_rows = rows
             timings.release = running.release
-            if self._quarantine:
+            if suspects:
                 self._quarantine.clear(request.inputs)
             future.set_result(Response(model, version, outputs, request.id, {}, timings, traces))  # type: ignore[arg-type]
             if not entry.piece:
