@@ -230,7 +230,7 @@ class Scripted:
             thread.start()
 
     def _serve(self, peer: socket.socket, script: Script) -> None:
-        with peer, contextlib.suppress(ConnectionError):
+        with peer, contextlib.suppress(OSError):  # a client may hang up in the middle of a script
             while data := read_request(peer):
                 self.seen.append(data)
                 script(peer, data)

@@ -319,7 +319,7 @@ def test_a_new_version_is_seen_within_poll_s(tmp_path: Path) -> None:
     with client_of(quickly) as quick, client_of(rarely) as rare:
         shutil.copytree(folder / "one" / "1", folder / "one" / "2")
         deadline = time.monotonic() + 15
-        while quick.metadata("one").versions != ("2",):
+        while "2" not in quick.metadata("one").versions:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert rare.metadata("one").versions == ("1",)
