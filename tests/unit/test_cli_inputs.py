@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from penstock.cli import inputs
+from penstock.client.made_up import make_up
 from penstock.core.errors import InvalidInput
 from penstock.core.tensor import TensorSpec
 
@@ -91,7 +92,7 @@ def test_a_model_without_declared_inputs_says_what_to_do() -> None:
     with pytest.raises(InvalidInput, match="declares no inputs: name them"):
         read("[1, 2]", [])
     with pytest.raises(InvalidInput, match="make up"):
-        inputs.made_up([], rows=1)
+        make_up([], rows=1)
     made = read('{"x": [1, 2], "word": "a"}', [])
     assert (made["x"].dtype, made["x"].tolist(), made["word"].tolist()) == (np.int64, [1, 2], b"a")
 
@@ -127,6 +128,6 @@ def test_an_image_goes_as_it_is_to_a_model_that_takes_bytes(tmp_path: Path) -> N
 @pytest.mark.parametrize("datatype", ["FP32", "FP16", "BF16", "INT8", "UINT64", "BOOL", "BYTES"])
 def test_made_up_inputs_pass_the_model_s_own_check(datatype: str) -> None:
     spec = TensorSpec("x", datatype, (-1, 2, -1))
-    made = inputs.made_up([spec], rows=3)["x"]
+    made = make_up([spec], rows=3)["x"]
     spec.check(made)
     assert made.shape == (3, 2, 1)

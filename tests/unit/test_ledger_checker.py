@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from penstock.client.made_up import make_up
 from penstock.core.errors import InvalidInput, PenstockError
 from penstock.core.tensor import TensorSpec
-from penstock.ledger import Fault, Phase, Plan, charts, faults, payloads, schedule
+from penstock.ledger import Fault, Phase, Plan, charts, faults, schedule
 from penstock.ledger.book import Entry
 from penstock.ledger.checker import check
 from penstock.ledger.counters import Counters
@@ -104,7 +105,7 @@ SPECS = (TensorSpec("x", "FP32", (-1, 3)), TensorSpec("t", "BYTES", (-1, 1)))
 
 
 def known() -> Payloads:
-    made = payloads.made_up(SPECS, rows=2, count=5, seed=0)
+    made = [make_up(SPECS, 2, seed=(0, number)) for number in range(5)]
     return Payloads("m", "", made, {spec.name: spec.datatype for spec in SPECS})
 
 

@@ -27,6 +27,7 @@ from penstock.cli.output import print_json, print_table
 from penstock.cli.started import started
 from penstock.client import Tls, calls
 from penstock.client.http1 import request
+from penstock.client.made_up import make_up
 from penstock.client.options import parse_url
 from penstock.client.tensors import Ask
 from penstock.core.errors import Internal, InvalidInput, NotReady
@@ -79,7 +80,7 @@ def bench(
         client = stack.enter_context(connect(url, api_key, tls))
         name, version = name_and_version(model or only_model(client))
         known = client.metadata(name, version).inputs
-        values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin.buffer)
+        values = make_up(known, rows) if given is None else inputs.read(given, known, sys.stdin.buffer)
         datatypes = {spec.name: spec.datatype for spec in known}
         # One call first: a model that refuses what was made up is told here, with the server's own words.
         client.infer(name, values, version=version, datatypes=datatypes)

@@ -149,30 +149,6 @@ def from_image(content: bytes, specs: Sequence[TensorSpec], what: str) -> dict[s
     return {spec.name: (pixels.astype(dtype) / 255 if dtype.kind == "f" else pixels).astype(dtype)[None]}
 
 
-def made_up(specs: Sequence[TensorSpec], rows: int) -> dict[str, Array]:
-    """Values of the right type: noise between 0 and 1 for floats, zeros and ones for integers, short texts.
-    Axis 0 has `rows` where it may have any length; other open axes have length 1.
-
-    Raises: InvalidInput: nothing is declared."""
-    if not specs:
-        raise InvalidInput("the model declares no inputs: nobody knows what to make up")
-    random = np.random.default_rng(0)
-    made: dict[str, Array] = {}
-    for spec in specs:
-        if spec.optional:
-            continue
-        shape = tuple((rows if axis == 0 else 1) if size < 0 else size for axis, size in enumerate(spec.shape))
-        dtype = NUMPY_OF[spec.datatype]
-        if dtype.kind == "O":
-            array: Array = np.full(shape, b"text", dtype=object)
-        elif dtype.kind == "f":
-            array = random.random(shape).astype(dtype)
-        else:
-            array = random.integers(0, 2, shape).astype(dtype)
-        made[spec.name] = array
-    return made
-
-
 def only(specs: Sequence[TensorSpec], value: Any, what: str) -> dict[str, Array]:
     """`value` for the model's one input.
 

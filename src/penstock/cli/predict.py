@@ -15,6 +15,7 @@ from penstock.cli.command import Command
 from penstock.cli.connection import ApiKey, CaFile, ClientCert, ClientKey, Url, connect, name_and_version, tls_of
 from penstock.cli.output import print_json, print_table
 from penstock.client import Client
+from penstock.client.made_up import make_up
 from penstock.core.errors import InvalidInput, NotFound, Unsupported
 from penstock.core.tensor import Array, datatype_of
 
@@ -57,7 +58,7 @@ def predict(
     name, version = name_and_version(model)
     with connect(url, api_key, tls_of(ca_file, client_cert, client_key), timing=timing) as client:
         known = client.metadata(name, version).inputs
-        values = inputs.made_up(known, rows) if given is None else inputs.read(given, known, sys.stdin.buffer)
+        values = make_up(known, rows) if given is None else inputs.read(given, known, sys.stdin.buffer)
         if _streams(client, name, version):
             _print_stream(client.stream(name, values, version=version), as_json)
             return

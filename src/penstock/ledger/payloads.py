@@ -19,7 +19,7 @@ from penstock.client.tensors import decode
 from penstock.core.errors import InvalidInput
 from penstock.core.json_tensor import json_of_array
 from penstock.core.protobuf import Schema, parse
-from penstock.core.tensor import NUMPY_OF, Array, TensorSpec, from_wire, to_wire
+from penstock.core.tensor import NUMPY_OF, Array, from_wire, to_wire
 
 Arrays = Mapping[str, Array]
 # Answers of one input may differ in the last digits when it is computed in batches of different sizes.
@@ -148,36 +148,6 @@ class Payloads:
         )
         json_inputs = orjson.dumps(heads, option=orjson.OPT_SERIALIZE_NUMPY, default=_text)
         return Payload(inputs, json_inputs, request.SerializeToString())
-
-
-def made_up(specs: Sequence[TensorSpec], rows: int, count: int, seed: int) -> list[dict[str, Array]]:
-    """`count` different inputs of a model: noise between 0 and 1 for floats, 0 to 99 for integers, short texts.
-    Axis 0 has `rows` where it may have any length; other open axes have length 1.
-
-    Raises: InvalidInput: nothing is declared."""
-    if not specs:
-        raise InvalidInput("the model declares no inputs: nobody knows what to make up; give some (--input)")
-    random = np.random.default_rng(seed)
-    made = []
-    for _ in range(count):
-        inputs: dict[str, Array] = {}
-        for spec in specs:
-            if spec.optional:
-                continue
-            shape = tuple((rows if axis == 0 else 1) if size < 0 else size for axis, size in enumerate(spec.shape))
-            dtype = NUMPY_OF[spec.datatype]
-            if dtype.kind == "O":
-                array: Array = np.empty(shape, dtype=object)
-                array.ravel()[:] = [random.bytes(6).hex().encode() for _ in range(array.size)]
-            elif dtype.kind == "f":
-                array = random.random(shape).astype(dtype)
-            elif dtype.kind == "b":
-                array = random.integers(0, 2, shape).astype(dtype)
-            else:
-                array = random.integers(0, 100, shape).astype(dtype)
-            inputs[spec.name] = array
-        made.append(inputs)
-    return made
 
 
 def alike(left: Array, right: Array) -> bool:

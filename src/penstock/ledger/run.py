@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from penstock.client import Client
+from penstock.client.made_up import make_up
 from penstock.core.errors import Internal, InvalidInput, NotFound, NotReady
 from penstock.core.tensor import datatype_of
-from penstock.ledger import book, counters, payloads
+from penstock.ledger import book, counters
 from penstock.ledger.book import Entry, Event, Target
 from penstock.ledger.checker import Violation, check
 from penstock.ledger.faults import Fault, descendants, rss_bytes
@@ -132,7 +133,9 @@ def _prepare(target: Target, plan: Plan, inputs: Sequence[Arrays] | None) -> Pay
     with Client(target.url, api_key=target.api_key, tls=target.tls) as client:
         specs = client.metadata(target.model, target.version).inputs
     if inputs is None:
-        inputs = payloads.made_up(specs, plan.rows, plan.payloads, plan.seed)
+        # Two values of an integer would leave too many payloads alike.
+        numbers = range(plan.payloads)
+        inputs = [make_up(specs, plan.rows, seed=(plan.seed, number), integers_below=100) for number in numbers]
     guessed = {name: datatype_of(array) for one in inputs[:1] for name, array in one.items()}
     declared = {spec.name: spec.datatype for spec in specs}
     known = Payloads(target.model, target.version, inputs, guessed | declared)
