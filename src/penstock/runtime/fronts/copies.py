@@ -57,7 +57,8 @@ class Copies:
     def __init__(self, send: Callable[[wire.Observed], None]) -> None:
         self._send = send
         self._copies: dict[int, Copy | None] = {}  # by serial; None: not to be held here
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # loads, by serial
+        self._closing: set[asyncio.Task[None]] = set()
         self._wished: set[int] = set()
 
     def get(self, serial: int) -> Copy | None:
@@ -73,10 +74,10 @@ class Copies:
         self._wished = set(wished)
         for serial in [serial for serial in self._copies if serial not in wished]:
             if (left := self._copies.pop(serial)) is not None:
-                self._spawn(-serial, self._close(left))
+                self._let_go(left)
         for serial, (name, version, copy) in wished.items():
             if serial not in self._copies and serial not in self._tasks:
-                self._spawn(serial, self._load(name, version, copy))
+                self._begin(serial, self._load(name, version, copy))
 
     def busy(self) -> list[tuple[str, str, int, int]]:
         """(model, version, requests in flight, queued) of each copy."""
@@ -98,13 +99,13 @@ class Copies:
             if copy is not None and slow_inline(copy.inline):
                 log.info("copy_given_up", extra={"model": copy.name, "batch_s": round(copy.inline.compute_s, 6)})
                 self._copies[serial] = None
-                self._spawn(-serial, self._close(copy))
+                self._let_go(copy)
 
     async def close(self) -> None:
         """Returns when every copy is closed and has sent what it recorded."""
-        for task in self._tasks.values():
+        for task in (*self._tasks.values(), *self._closing):
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), *self._closing, return_exceptions=True)
         for copy in [copy for copy in self._copies.values() if copy is not None]:
             await self._close(copy)
         self._copies.clear()
@@ -136,15 +137,23 @@ class Copies:
         self._copies[wished.serial] = Copy(name, version, wished, inline, ForwardingMetrics(name, version, forward))
 
     async def _close(self, copy: Copy) -> None:
-        for _ in range(int(copy.timeout_s / _DRAIN_S)):
-            if not copy.batcher.in_flight:
-                break
-            await asyncio.sleep(_DRAIN_S)
-        copy.batcher.close(NotReady(f"model '{copy.name}' version {copy.version} is unloaded"))
-        copy.metrics.fold()
-        await copy.inline.close(0.0)
+        try:
+            for _ in range(int(copy.timeout_s / _DRAIN_S)):
+                if not copy.batcher.in_flight:
+                    break
+                await asyncio.sleep(_DRAIN_S)
+        finally:  # also when the front ends meanwhile: what was recorded is not to be lost
+            copy.batcher.close(NotReady(f"model '{copy.name}' version {copy.version} is unloaded"))
+            copy.metrics.fold()
+            await copy.inline.close(0.0)
 
-    def _spawn(self, key: int, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks[key] = task
-        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+    def _begin(self, serial: int, load: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(load)
+        self._tasks[serial] = task
+        task.add_done_callback(lambda _: self._tasks.pop(serial, None))
+
+    def _let_go(self, copy: Copy) -> None:
+        """Closes a copy when it holds nothing more. One of the same serial may be loaded, and let go, meanwhile."""
+        task = asyncio.get_running_loop().create_task(self._close(copy))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
