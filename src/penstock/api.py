@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from penstock.config import nearest, options_of
+from penstock.config import options_of
 from penstock.core.errors import Internal, InvalidInput
+from penstock.core.nearest import nearest
 from penstock.runtime.assemble import Configuration, Written, effective
 from penstock.runtime.options import ModelOptions, ServerOptions
 

@@ -11,18 +11,18 @@ layers, strongest first (flags, environment, file), and remembers where each val
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from penstock.core.coercion import Mismatch, coerce, describe
 from penstock.core.errors import InvalidInput
+from penstock.core.nearest import nearest
 
 T = TypeVar("T")
 
@@ -181,12 +181,6 @@ def resolve(kind: type[T], layers: Sequence[Layer]) -> Resolved[T]:
                 values[key] = value
                 origins[key] = layer.where(key)
     return Resolved(kind(**values), origins)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the known name most like `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def environment_layers(server: type[Any], model: type[Any], environ: Mapping[str, str]) -> tuple[Layer, Layer]:

@@ -72,8 +72,9 @@ def test_the_rooms_are_those_of_the_tree() -> None:
     assert files <= {path.rpartition("/")[2] for path in known}
     rooms = {path.partition("/")[0].removesuffix(".py") for path in known} - {"__init__"}
     assert {room for room in rooms if f"`penstock.{room}`" not in text} == set()
-    inner = {path.parent.name for path in (package / "runtime").glob("*/__init__.py")}
-    assert {room for room in inner if f"`runtime.{room}`" not in text} == set()
+    for wing in ("runtime", "fleet"):
+        inner = {path.parent.name for path in (package / wing).glob("*/__init__.py")}
+        assert {room for room in inner if f"`{wing}.{room}`" not in text} == set()
 
 
 def test_every_link_to_a_file_leads_somewhere() -> None:

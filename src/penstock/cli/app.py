@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from penstock.core.errors import InvalidInput, NotFound, PenstockError
+from penstock.core.nearest import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,8 +46,6 @@ class LazyCommands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from penstock.config import nearest
-
             near = nearest(args[0], COMMANDS)
             raise InvalidInput(f"there is no command {args[0]!r}{near}; there are {', '.join(COMMANDS)}")
         for (name, flag), module in _VARIANTS.items():

@@ -1,0 +1,1 @@
+"""Makes what runs equal to what is wished."""

@@ -1,0 +1,1 @@
+"""Stands between callers and replicas."""

@@ -1,0 +1,107 @@
+"""The route table: everything a router needs, as one immutable JSON document.
+
+The controller publishes a new version of it whenever something in it changes; routers long-poll for it and keep the
+last one on disk, so that a router can start and serve while the controller is dead. It is for routers only:
+it carries the digests of tenants' keys.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.fleet.spec import Match, Requests, Shadow, Sticky
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """A ready replica. Addresses are `host:port`; `grpc` may be empty."""
+
+    id: str
+    http: str
+    grpc: str = ""
+
+
+class Arm(msgspec.Struct, frozen=True):
+    """One revision's share of an endpoint. Weights of an endpoint sum to 1. A shadow's arm has weight 0."""
+
+    revision: int
+    weight: float
+    upstreams: tuple[Upstream, ...] = ()
+
+
+class Contextual(msgspec.Struct, frozen=True):
+    """What a contextual policy needs to choose per request; `policy` is its name in `fleet.traffic`.
+
+    `gram` (d·d) and `moment` (d) per arm, in the order of the endpoint's arms; see `state.ArmStatistics`."""
+
+    policy: str
+    dimension: int
+    options: dict[str, float] = {}
+    gram: tuple[tuple[float, ...], ...] = ()
+    moment: tuple[tuple[float, ...], ...] = ()
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """One deployment as routers see it."""
+
+    name: str
+    arms: tuple[Arm, ...]
+    stable: int  # the revision that gets what cannot be drawn
+    experiment: int = 0  # id; statistics and decisions are recorded under it
+    logged: bool = False  # decisions are logged, and answers carry a token for feedback
+    waking: bool = False  # no replica, but one may come: requests are held
+    matches: tuple[Match, ...] = ()
+    requests: Requests = Requests()
+    sticky: Sticky | None = None
+    shadow: Shadow | None = None
+    contextual: Contextual | None = None
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """Who may call, and how much. Rates in requests per second; None is no limit."""
+
+    name: str
+    key_sha256: str  # hex digest of the key; keys themselves are shown once and never stored
+    rate: float | None = None
+    burst: int = 1
+    quota: int | None = None  # requests per `quota_period_s`, shared by all routers as well as reports allow
+    quota_period_s: float = 86400.0
+    weight: float = 1.0  # its share where requests wait: weighted fair queueing
+    deployments: tuple[str, ...] = ()  # () is all
+
+
+class Table(msgspec.Struct, frozen=True):
+    """All endpoints. `version` only grows, also over restarts of the controller."""
+
+    version: int
+    endpoints: tuple[Endpoint, ...] = ()
+    tenants: tuple[Tenant, ...] = ()  # none: everybody is let in (loopback only)
+    secret: str = ""  # hex; signs decision tokens
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What one router saw of one revision since its last report; see `state.LoadSample` for the fields."""
+
+    deployment: str
+    revision: int  # 0: held for no revision in particular, because there is no replica
+    concurrency: float
+    requests: int  # arrived since the last report
+    queue_wait_s: float
+    waiting: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A router's word to the controller: each second, and at once when a request begins to wait for a sleeping
+    deployment. `failing` are replicas that refused or dropped connections."""
+
+    router: str
+    table_version: int
+    seconds: float  # since its last report
+    loads: tuple[Load, ...] = ()
+    failing: tuple[str, ...] = ()
+    quota_used: dict[str, int] = {}  # by tenant, since its last report
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The controller's answer: the tenants whose quota is used up, by all routers together, until when (epoch, s)."""
+
+    exhausted: dict[str, float] = {}

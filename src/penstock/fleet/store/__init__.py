@@ -1,0 +1,1 @@
+"""What lasts: wishes, revisions, experiments, statistics and decisions, in one database."""
