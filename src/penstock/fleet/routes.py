@@ -102,6 +102,8 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The controller's answer: the tenants whose quota is used up, by all routers together, until when (epoch, s)."""
+    """The controller's answer: the tenants whose quota is used up, by all routers together, until when (epoch, s), and
+    this router's part (0 to 1) of the rate of tenants that call through several routers; who is not named has all."""
 
     exhausted: dict[str, float] = {}
+    shares: dict[str, float] = {}
