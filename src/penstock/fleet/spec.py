@@ -50,6 +50,7 @@ class Replicas(_Document, frozen=True):
 
     minimum: int = 1
     maximum: int = 1
+    idle_s: float = 60.0  # with `minimum` 0: so long without a request, then none
 
 
 class Scaler(_Document, frozen=True):
@@ -66,6 +67,7 @@ class Rollout(_Document, frozen=True):
     surge: int = 1  # rolling: replicas above the wished number while it lasts
     ready_timeout_s: float = 120.0  # a revision that is not ready by then has failed
     drain_s: float = 30.0  # what a replica that goes has for its requests in flight
+    keep_previous_s: float = 60.0  # replicas of the revision before stay that long, so that going back takes no start
 
 
 class Sticky(_Document, frozen=True):
@@ -227,8 +229,10 @@ def _problems(wish: Deployment) -> Iterator[str]:
         yield f"rollout.strategy is {rollout.strategy!r}; one of {', '.join(STRATEGIES)}"
     if rollout.surge < 1:
         yield "rollout.surge is at least 1"
-    if min(rollout.ready_timeout_s, requests.timeout_s) <= 0 or rollout.drain_s < 0:
-        yield "rollout.ready_timeout_s and requests.timeout_s are above 0, rollout.drain_s is at least 0"
+    if min(rollout.ready_timeout_s, requests.timeout_s, replicas.idle_s) <= 0:
+        yield "rollout.ready_timeout_s, requests.timeout_s and replicas.idle_s are above 0"
+    if min(rollout.drain_s, rollout.keep_previous_s) < 0:
+        yield "rollout.drain_s and rollout.keep_previous_s are at least 0"
     if requests.max_waiting < 0:
         yield "requests.max_waiting is at least 0"
     if requests.max_in_flight is not None and requests.max_in_flight < 1:
