@@ -31,7 +31,13 @@ MODEL_PREFIX = "PENSTOCK_MODEL_"
 FILE = "penstock.toml"
 
 # Names in the environment that are no options of the server: where its file is, and what command-line clients use.
-OTHER_NAMES = {"PENSTOCK_CONFIG": "the configuration file", "PENSTOCK_URL": "the server that client commands call"}
+OTHER_NAMES = {
+    "PENSTOCK_CONFIG": "the configuration file",
+    "PENSTOCK_URL": "the server that client commands call",
+    "PENSTOCK_FLEET": "the platform that client commands call: its state's folder, or the URL of its admin port",
+    "PENSTOCK_FLEET_KEY": "the key of that admin port",
+}
+OTHER_PREFIX = "PENSTOCK_UP_"  # options of `penstock up`, which reads and checks them itself
 
 # Kubernetes and container links put a Service called `penstock…` into the environment of every pod under such names.
 _SERVICE_LINK = re.compile(r".*(_SERVICE_(HOST|PORT)(_\w+)?|_PORT|_\d+_(TCP|UDP|SCTP)(_\w+)?)$")
@@ -198,7 +204,7 @@ def environment_layers(server: type[Any], model: type[Any], environ: Mapping[str
         if not each.individual:
             known[MODEL_PREFIX + name.upper()] = (for_models, name)
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable in OTHER_NAMES:
+        if not variable.startswith(PREFIX) or variable in OTHER_NAMES or variable.startswith(OTHER_PREFIX):
             continue
         if variable in known and not text.startswith(("tcp://", "udp://")):
             values, name = known[variable]
@@ -208,6 +214,26 @@ def environment_layers(server: type[Any], model: type[Any], environ: Mapping[str
             raise InvalidInput(f"environment {variable}: nothing reads this{near}; unset it, or see `penstock config`")
     origin = "environment " + PREFIX
     return Layer(origin + "{KEY}", for_server), Layer(origin + "MODEL_{KEY}", for_models)
+
+
+def prefixed_layer(kind: type[Any], prefix: str, environ: Mapping[str, str]) -> Layer:
+    """What the environment sets for options of `kind`, under names that begin with `prefix`.
+
+    Raises:
+        InvalidInput: a name with this prefix that nothing reads.
+    """
+    known = {prefix + name.upper(): name for name in options_of(kind)}
+    for variable in environ:
+        if variable.startswith(prefix) and variable not in known:
+            raise InvalidInput(f"environment {variable}: nothing reads this{nearest(variable, known)}; unset it")
+    origin = f"environment {prefix}{{KEY}}"
+    return Layer(origin, {name: environ[variable] for variable, name in known.items() if variable in environ})
+
+
+def data_folder(environ: Mapping[str, str]) -> Path:
+    """Where a user's programs keep what lasts. Source: XDG Base Directory Specification, XDG_DATA_HOME."""
+    given = environ.get("XDG_DATA_HOME", "")
+    return Path(given) if given.startswith("/") else Path.home() / ".local" / "share"
 
 
 def environment() -> Mapping[str, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from penstock.config import Layer, resolve
+from penstock.core.addresses import is_loopback
 from penstock.core.errors import InvalidInput
-from penstock.runtime.options import ModelOptions, ServerOptions, check_model, check_server, loopback
+from penstock.runtime.options import ModelOptions, ServerOptions, check_model, check_server
 
 
 def server(**values: object) -> None:
@@ -135,4 +136,4 @@ def test_every_fault_is_listed_at_once() -> None:
     ],
 )
 def test_only_loopback_addresses_are_this_machine_s_own(host: str, local: bool) -> None:
-    assert loopback(host) is local
+    assert is_loopback(host) is local

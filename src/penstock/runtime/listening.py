@@ -9,9 +9,10 @@ from typing import cast
 
 import penstock
 from penstock import plugins
+from penstock.core.addresses import is_loopback
 from penstock.core.errors import InvalidInput
 from penstock.protocols import GrpcProtocol, HttpProtocol, Limits, described
-from penstock.runtime.listeners.auth import ApiKeys, is_loopback
+from penstock.runtime.listeners.auth import ApiKeys
 from penstock.runtime.listeners.grpc import GrpcOptions
 from penstock.runtime.listeners.http_options import HttpOptions
 from penstock.runtime.listeners.tls import tls_context

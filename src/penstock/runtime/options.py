@@ -6,12 +6,12 @@ refused, because a setting that silently does nothing is found out in production
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from penstock.config import Resolved, option
+from penstock.core.addresses import is_loopback
 from penstock.core.errors import InvalidInput
 from penstock.core.messages import Parameter
 from penstock.core.tensor import parse_spec
@@ -153,14 +153,6 @@ def check_model(model: Resolved[ModelOptions]) -> None:
     _raise(f"model '{model.value.name or model.value.path}'", list(_model_faults(model)))
 
 
-def loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host`."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _raise(what: str, faults: list[str]) -> None:
     if faults:
         raise InvalidInput(f"{what}: " + "; ".join(faults))
@@ -169,14 +161,14 @@ def _raise(what: str, faults: list[str]) -> None:
 def _server_faults(server: Resolved[ServerOptions]) -> Iterator[str]:
     options, origin, given = server.value, server.origins, server.given
     key = options.api_key is not None or options.api_key_file is not None
-    if not loopback(options.host) and not key and not options.allow_anonymous:
+    if not is_loopback(options.host) and not key and not options.allow_anonymous:
         yield (
             f"host {options.host} ({origin['host']}) can be reached from other machines and there is no API key; "
             "set api_key or api_key_file, or say allow_anonymous"
         )
     if options.allow_anonymous and key:
         yield "allow_anonymous has no effect beside an API key; remove one of the two"
-    if options.allow_anonymous and loopback(options.host):
+    if options.allow_anonymous and is_loopback(options.host):
         yield f"allow_anonymous has no effect on the loopback address {options.host}; remove it, or set host"
     if options.api_key == "":
         yield "api_key is empty; remove it or give a key"

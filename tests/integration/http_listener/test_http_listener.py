@@ -10,8 +10,8 @@ import orjson
 import pytest
 from http_harness import Client, get, infer, post, serving, stream, until
 
+from penstock.core.addresses import is_loopback
 from penstock.core.errors import InvalidInput
-from penstock.runtime.listeners.auth import is_loopback
 from penstock.runtime.listeners.http import HttpListener
 
 
