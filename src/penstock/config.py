@@ -36,6 +36,8 @@ OTHER_NAMES = {
     "PENSTOCK_URL": "the server that client commands call",
     "PENSTOCK_FLEET": "the platform that client commands call: its state's folder, or the URL of its admin port",
     "PENSTOCK_FLEET_KEY": "the key of that admin port",
+    "PENSTOCK_ENDPOINTS_URL": "where graphs and user code reach the platform's other endpoints",
+    "PENSTOCK_ENDPOINTS_KEY": "the key for that",
 }
 OTHER_PREFIX = "PENSTOCK_UP_"  # options of `penstock up`, which reads and checks them itself
 
