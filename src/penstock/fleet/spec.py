@@ -40,6 +40,7 @@ class Run(_Document, frozen=True):
         str, str
     ] = {}  # variable -> `env:NAME` or `file:/path`; read where the replica starts, never stored
     requirements: str = ""  # a locked requirements file; the replica runs in an environment made of it
+    content: str = ""  # tells changed files at the same paths; the controller fills it in when it accepts a wish
     cpu: float | None = None  # cores; None is no limit
     memory_bytes: int | None = None
     gpu: float = 0.0  # how many, or a share of one
@@ -50,6 +51,7 @@ class Replicas(_Document, frozen=True):
 
     minimum: int = 1
     maximum: int = 1
+    zero_after_s: float = 30.0  # without a request, until the last replica goes; scaling may keep it longer
     idle_s: float = 60.0  # with `minimum` 0: so long without a request, then none
 
 
@@ -225,6 +227,8 @@ def _problems(wish: Deployment) -> Iterator[str]:
     replicas, rollout, traffic, requests = wish.replicas, wish.rollout, wish.traffic, wish.requests
     if replicas.minimum < 0 or replicas.maximum < max(1, replicas.minimum):
         yield "replicas are 0 ≤ minimum ≤ maximum, and maximum is at least 1"
+    if replicas.zero_after_s < 0:
+        yield "replicas.zero_after_s is at least 0"
     if rollout.strategy not in STRATEGIES:
         yield f"rollout.strategy is {rollout.strategy!r}; one of {', '.join(STRATEGIES)}"
     if rollout.surge < 1:

@@ -1,0 +1,186 @@
+"""Knative's autoscaling arithmetic, over any quantity of which a replica carries so much.
+
+Theory of operation. Two averages of the same samples are looked at: over the stable window, and over the panic window,
+a tenth of it. Wished is what carries the stable average. Once the panic average needs `panic_threshold` times what is
+ready, the scaler panics: the larger of both averages counts, and nothing shrinks until the panic average has been below
+the threshold for a whole stable window. One call grows at most `max_up_rate` times what is ready and shrinks at most to
+a `max_down_rate`-th of it.
+
+One thing is ours: shrinking takes some room (`slack`, `noise`), because an average that lies near the border between
+two sizes would otherwise move a replica up and down for ever. With both 0 the numbers are Knative's.
+
+Source: knative.dev/serving, pkg/autoscaler/scaling/autoscaler.go (`Scale`), pkg/autoscaler/aggregation/bucketing.go
+(`WindowAverage`), pkg/reconciler/autoscaling/resources/target.go (`ResolveMetricTarget`), and the defaults of its
+config-autoscaler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from penstock.fleet.policy_options import option
+
+LEAST_GOAL = 0.01  # Source: autoscaling.TargetMin
+BATCHES = 10
+PRECISION = 1e6  # averages are cut off after six digits, so that rounding errors grow no replica; Source: bucketing.go
+
+Sample = tuple[float, float]
+"""A second's time and value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Defaults are those of Knative's config-autoscaler; `target` is the policy's."""
+
+    target: float = option(100.0, "What one replica carries at most.", minimum=0.01)
+    utilization: float = option(
+        0.7, "Share of `target` that is aimed at; the rest is room for what comes while a replica starts.",
+        minimum=0.01, maximum=1,
+    )  # fmt: skip
+    stable_window_s: float = option(60.0, "Time that is averaged over.", unit="s", minimum=6, maximum=3600)
+    panic_window: float = option(
+        0.1, "Share of the stable window that is averaged over to see a rush.", minimum=0.01, maximum=1
+    )
+    panic_threshold: float = option(
+        2.0, "How many times what is ready must be needed, by the panic window's average, to begin to panic.",
+        minimum=1.1, maximum=10,
+    )  # fmt: skip
+    max_up_rate: float = option(1000.0, "Most growth in one decision, as a multiple of what is ready.", minimum=1.1)
+    max_down_rate: float = option(2.0, "Most shrinking in one decision: to what is ready divided by it.", minimum=1.1)
+    scale_down_delay_s: float = option(
+        0.0, "Time for which the largest size wished in it is kept.", unit="s", minimum=0, maximum=3600
+    )
+    slack: float = option(
+        0.1, "Room that must be left to shrink: the load, so much larger, still fits the smaller size. 0 is Knative's.",
+        minimum=0, maximum=1,
+    )  # fmt: skip
+    noise: float = option(
+        6.0, "Also to shrink: the average plus so many of its standard errors still fits the smaller size: three up "
+        "and three down, which chance alone hardly does. 0 is Knative's.",
+        minimum=0, maximum=100,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    replicas: int
+    reason: str
+    memory: Mapping[str, object]
+
+
+def decide(
+    options: Options, samples: Sequence[Sample], *, now: float, ready: int, wished: int,
+    memory: Mapping[str, object], what: str,
+) -> Decision:  # fmt: skip
+    """How many replicas carry the samples, oldest first. `what` names the quantity for people, with its unit.
+
+    The memory is `since` (the first decision), `panic_since`, `panic_size` and `delayed`, [time, size] in falling order
+    of size.
+    """
+    stable = window_average(samples, now, options.stable_window_s)
+    panic = window_average(samples, now, max(1.0, options.stable_window_s * options.panic_window))
+    if stable is None or panic is None:
+        return Decision(wished or ready, "no samples: what there is stays", memory)
+    goal = max(LEAST_GOAL, options.target * options.utilization)
+    divisor = max(1, ready)
+    low, high = math.floor(divisor / options.max_down_rate), math.ceil(divisor * options.max_up_rate)
+    by_stable = min(max(math.ceil(stable / goal), low), high)
+    by_panic = min(max(math.ceil(panic / goal), low), high)
+    rush = math.ceil(panic / goal) / divisor >= options.panic_threshold
+    since, peak = _panic(options, memory, now, ready, rush)
+    reason = f"{stable:.3g} {what} in {options.stable_window_s:g} s, {goal:g} a replica"
+    if since is not None:
+        size = peak = max(by_stable, by_panic, peak)
+        reason = f"panic: {panic:.3g} {what} in the last seconds; {reason}"
+    else:
+        size = by_stable
+        if size < (before := wished or ready):
+            error = _standard_error(samples, now, options.stable_window_s) if options.noise else 0.0
+            room = max(stable * (1 + options.slack), stable + options.noise * error)
+            fits = math.ceil(math.floor(room / goal * PRECISION) / PRECISION)
+            size = min(before, max(size, fits))
+    size, delayed = _delayed(options, memory, now, size)
+    kept: dict[str, object] = {"since": memory.get("since", now)}
+    if since is not None:
+        kept |= {"panic_since": since, "panic_size": peak}
+    if delayed:
+        kept["delayed"] = delayed
+    return Decision(size, reason, kept)
+
+
+def window_average(samples: Sequence[Sample], now: float, window_s: float) -> float | None:
+    """The average over the window that ends now, in buckets of a second. None: nothing came for longer than a window.
+
+    A second without a sample between two samples counts as 0. Seconds before the first sample, and those after the last
+    one, are left out. When nothing came for a whole window, what was before is forgotten.
+    """
+    buckets = math.ceil(window_s)
+    if not samples:
+        return None
+    last = math.floor(samples[-1][0])
+    silent = max(0, math.floor(now) - last)
+    if silent > window_s:
+        return None
+    if silent >= buckets:
+        return 0.0
+    first, total = last, 0.0
+    end = last + silent
+    for at, value in reversed(samples):
+        bucket = math.floor(at)
+        if first - bucket >= window_s:
+            break
+        first = min(first, bucket)
+        if bucket <= end - buckets:
+            break
+        total += value
+    count = min(last - first + 1, buckets - silent)
+    return math.floor(total / count * PRECISION) / PRECISION
+
+
+def _panic(
+    options: Options, memory: Mapping[str, object], now: float, ready: int, rush: bool
+) -> tuple[float | None, int]:
+    """Since when it panics, and the largest size wished in that time."""
+    since = cast("float | None", memory.get("panic_since"))
+    peak = int(cast("int", memory.get("panic_size", 0)))
+    if not memory and ready > 1:
+        # A scaler without history shrinks nothing before a window has passed.
+        since, peak = now, ready
+    if rush:
+        return now, peak
+    if since is not None and since + options.stable_window_s < now:
+        return None, 0
+    return since, peak
+
+
+def _standard_error(samples: Sequence[Sample], now: float, window_s: float) -> float:
+    """Of the window's average: by ten parts of it, because seconds beside each other are alike.
+
+    Source: batch means; Law and Kelton, Simulation Modeling and Analysis, section 9.5.3.
+    """
+    parts: dict[int, list[float]] = {}
+    for at, value in reversed(samples):
+        age = math.floor(now) - math.floor(at)
+        if age >= window_s:
+            break
+        parts.setdefault(int(max(0, age) * BATCHES / window_s), []).append(value)
+    if len(parts) < 2:
+        return 0.0
+    means = [sum(part) / len(part) for part in parts.values()]
+    middle, count = sum(means) / len(means), len(means)
+    return math.sqrt(sum((mean - middle) ** 2 for mean in means) / (count - 1) / count)
+
+
+def _delayed(
+    options: Options, memory: Mapping[str, object], now: float, size: int
+) -> tuple[int, list[tuple[float, int]]]:
+    """The largest size of the last `scale_down_delay_s`, and what has to be remembered for it."""
+    if not options.scale_down_delay_s:
+        return size, []
+    past = cast("Sequence[tuple[float, int]]", memory.get("delayed", ()))
+    kept = [(at, one) for at, one in past if at > now - options.scale_down_delay_s and one > size]
+    kept.append((now, size))
+    return kept[0][1], kept
