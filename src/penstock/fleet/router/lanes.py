@@ -1,0 +1,150 @@
+"""What a router knows of each replica, revision and endpoint while requests pass: mutable, of the loop's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from penstock.core.errors import PenstockError
+from penstock.fleet.router.budget import RetryBudget
+from penstock.fleet.router.fair import FairQueue, Ticket
+from penstock.fleet.routes import Endpoint
+from penstock.fleet.routes import Upstream as Address
+
+NO_LIMIT = 1 << 60
+_MOST_WAITS = 10_000  # of one second, kept for their quantile
+
+
+class Meter:
+    """The load of one revision since it was last reported: the time integral of the requests that are present (waiting
+    or at a replica), how many arrived, and how long they waited."""
+
+    __slots__ = ("area", "arrived", "began", "present", "since", "waits")
+
+    def __init__(self, now: float) -> None:
+        self.present = 0
+        self.area = 0.0
+        self.since = self.began = now
+        self.arrived = 0
+        self.waits: list[float] = []  # of those that waited
+
+    def enter(self, now: float) -> None:
+        self.area += self.present * (now - self.since)
+        self.since = now
+        self.present += 1
+
+    def leave(self, now: float) -> None:
+        self.area += self.present * (now - self.since)
+        self.since = now
+        self.present -= 1
+
+    def waited(self, seconds: float) -> None:
+        if len(self.waits) < _MOST_WAITS:
+            self.waits.append(seconds)
+
+    def read(self, now: float) -> tuple[float, int, float]:
+        """Mean concurrency, arrivals and the 95th percentile of the wait in seconds; counting begins anew."""
+        area = self.area + self.present * (now - self.since)
+        passed = now - self.began
+        concurrency = area / passed if passed > 0 else float(self.present)
+        arrived, waits = self.arrived, self.waits
+        self.area, self.arrived, self.waits = 0.0, 0, []
+        self.since = self.began = now
+        sent = max(arrived, len(waits))
+        rank = len(waits) - int(sent * 0.05) - 1  # those that did not wait come first
+        return concurrency, arrived, sorted(waits)[rank] if 0 <= rank < len(waits) else 0.0
+
+
+class Upstream:
+    """One replica. `limit` is how many requests it may have now: 0 while it is ejected, 1 while it is probed."""
+
+    __slots__ = ("address", "ejected", "failures", "gone", "grpc", "http", "id", "in_flight", "lane", "limit", "pool")
+
+    def __init__(self, address: Address, lane: Lane) -> None:
+        self.address = address
+        self.id, self.http, self.grpc = address.id, address.http, address.grpc
+        self.lane = lane
+        self.in_flight = 0
+        self.limit = lane.limit
+        self.failures = 0  # in a row
+        self.ejected = False
+        self.gone = False  # out of the table; what it has still ends
+        self.pool: object = None  # of connections; the HTTP front's own
+
+
+class Lane:
+    """One revision of an endpoint, with the requests that wait for its replicas. Revision 0 is the lane of those that
+    wait although no revision has a replica."""
+
+    __slots__ = ("ejected", "limit", "meter", "queue", "revision", "service", "upstreams", "weight")
+
+    def __init__(self, service: Service, revision: int, now: float) -> None:
+        self.service = service
+        self.revision = revision
+        self.weight = 0.0
+        self.upstreams: list[Upstream] = []
+        self.ejected = 0  # how many of them are
+        self.limit = NO_LIMIT  # per upstream
+        self.meter = Meter(now)
+        self.queue: FairQueue[Waiter] | None = None  # made when somebody waits
+
+    @property
+    def waiting(self) -> int:
+        return 0 if self.queue is None else len(self.queue)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a replica takes requests, now or as soon as it has ended others."""
+        return len(self.upstreams) > self.ejected
+
+
+class Service:
+    """One endpoint. `lanes` are in the order of its arms."""
+
+    __slots__ = ("budget", "by_revision", "endpoint", "gone", "lanes", "nowhere", "single")
+
+    def __init__(self, endpoint: Endpoint, now: float) -> None:
+        self.endpoint = endpoint
+        self.lanes: list[Lane] = []
+        self.by_revision: dict[int, Lane] = {}
+        self.nowhere = Lane(self, 0, now)
+        self.budget = RetryBudget(endpoint.requests.retry_budget)
+        self.single = True  # one arm only: nothing is drawn
+        self.gone = False
+
+    @property
+    def waiting(self) -> int:
+        return self.nowhere.waiting + sum(lane.waiting for lane in self.by_revision.values())
+
+
+class Held(Protocol):
+    """Who waits. Exactly one of the two is called, once, unless the waiter is cancelled before."""
+
+    def granted(self, upstream: Upstream) -> None:
+        """A place at a replica, to be given back with `Balancer.release`."""
+
+    def refused(self, error: PenstockError) -> None: ...
+
+
+class Waiter:
+    """One request that waits for a replica."""
+
+    __slots__ = ("avoid", "deadline", "held", "index", "lane", "session", "since", "tenant", "ticket", "weight")
+
+    def __init__(
+        self, held: Held, index: int | None, session: bytes | None, tenant: str, weight: float, deadline: float,
+        since: float, avoid: Upstream | None = None,
+    ) -> None:  # fmt: skip
+        self.held = held
+        self.index = index  # of the arm it was drawn for
+        self.session = session
+        self.tenant = tenant
+        self.weight = weight
+        self.deadline = deadline
+        self.since = since
+        self.avoid = avoid
+        self.lane: Lane | None = None
+        self.ticket: Ticket[Waiter] | None = None
+
+
+Sleeping = Callable[[Service], None]
