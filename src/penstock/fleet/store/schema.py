@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     Index,
@@ -110,4 +111,121 @@ writers = Table(
     Column("writer", String(64), primary_key=True),
     Column("sequence", BigInteger, nullable=False),
     Column("at", Double, nullable=False),
+)
+
+# What the controller alone writes. Values with a shape of their own (a wish, a run, a policy's memory) are JSON texts:
+# nobody selects by their parts.
+
+# SQLite gives out ids by itself only to columns of exactly this type.
+_ID = BigInteger().with_variant(Integer, "sqlite")
+_NAME = String(63)
+
+# One row: who this fleet is. `version` counts every change that routers or watchers could see; it only grows.
+fleet = Table(
+    "fleet",
+    metadata,
+    Column("only", Integer, primary_key=True, autoincrement=False),  # always 1
+    Column("id", String(32), nullable=False),
+    Column("secret", String(64), nullable=False),  # hex; signs decision tokens
+    Column("version", BigInteger, nullable=False),
+    Column("schema", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("name", _NAME, primary_key=True),
+    Column("generation", BigInteger, nullable=False),
+    Column("document", Text, nullable=False),  # the wish, as `spec.write` gives it
+    Column("revision", Integer, nullable=False),  # the number whose run the wish has
+    Column("next_revision", Integer, nullable=False),  # the next number: never one that was used
+    Column("paused", Boolean, nullable=False),
+    Column("deleting", Boolean, nullable=False),
+    # The revision that becomes the only arm as soon as enough of it is ready: "any" replica, or "all" of them.
+    Column("switch_to", Integer),
+    Column("switch_when", String(8), nullable=False),
+    Column("size", Integer, nullable=False),  # replicas wished, all arms together
+    Column("size_reason", Text, nullable=False),
+    Column("size_memory", Text, nullable=False),  # JSON: the scaling policies' own, by their place in the wish
+    Column("created_at", Double, nullable=False),
+)
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("deployment", _NAME, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("run", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("phase", String(16), nullable=False),
+    Column("phase_at", Double, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+# `ended_at` is null for the one that goes on. `verdict` is JSON: why it ended. Ids are never used again, because
+# statistics and decisions outlive their deployment.
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=True),
+    Column("deployment", _NAME, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("arms", Text, nullable=False),
+    Column("stable", Integer, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("memory", Text, nullable=False),
+    Column("weights", Text, nullable=False),
+    Column("alarms", Text, nullable=False),
+    Column("explanation", Text, nullable=False),
+    Column("verdict", Text, nullable=False),
+    Index("experiments_of_deployment", "deployment", "id"),
+    sqlite_autoincrement=True,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=True),
+    Column("deployment", _NAME, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("message", Text, nullable=False),
+    Index("events_of_deployment", "deployment", "id"),
+    sqlite_autoincrement=True,
+)
+
+# What was given to each replica that was started, so that a controller that starts later knows what is taken.
+placements = Table(
+    "placements",
+    metadata,
+    Column("replica", String(96), primary_key=True),
+    Column("deployment", _NAME, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("place", Text, nullable=False),
+    Column("gpu_shares", Text, nullable=False),  # JSON: by device index
+    Column("started_at", Double, nullable=False),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", _NAME, primary_key=True),
+    Column("key_sha256", String(64), nullable=False, unique=True),
+    Column("rate", Double),
+    Column("burst", Integer, nullable=False),
+    Column("quota", BigInteger),
+    Column("quota_period_s", Double, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("deployments", Text, nullable=False),  # JSON: names; [] is all
+)
+
+# Requests of a tenant in the quota period that began at `period_at`; older periods are deleted.
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("tenant", _NAME, primary_key=True),
+    Column("period_at", Double, primary_key=True),
+    Column("used", BigInteger, nullable=False),
 )
