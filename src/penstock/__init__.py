@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from penstock.api import Server, serve
     from penstock.client import AsyncClient, Client
+    from penstock.client.fleet import Fleet
     from penstock.core.caller import current_trace, deadline, request_traces, use_trace
     from penstock.core.declare import Batch, model
 
@@ -21,6 +22,7 @@ _HOMES = {
     "AsyncClient": "penstock.client",
     "Batch": "penstock.core.declare",
     "Client": "penstock.client",
+    "Fleet": "penstock.client.fleet",
     "Server": "penstock.api",
     "current_trace": "penstock.core.caller",
     "deadline": "penstock.core.caller",
@@ -31,8 +33,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "AsyncClient", "Batch", "Client", "Server", "__version__", "current_trace", "deadline", "model", "request_traces",
-    "serve", "use_trace",
+    "AsyncClient", "Batch", "Client", "Fleet", "Server", "__version__", "current_trace", "deadline", "model",
+    "request_traces", "serve", "use_trace",
 ]  # fmt: skip
 
 

@@ -25,6 +25,17 @@ COMMANDS = {
     "models": "penstock.cli.models",
     "predict": "penstock.cli.predict",
     "bench": "penstock.cli.bench",
+    "up": "penstock.cli.up",
+    "deploy": "penstock.cli.deploy",
+    "status": "penstock.cli.status",
+    "traffic": "penstock.cli.traffic",
+    "rollback": "penstock.cli.rollback",
+    "logs": "penstock.cli.logs",
+    "apply": "penstock.cli.apply",
+    "diff": "penstock.cli.diff",
+    "delete": "penstock.cli.delete",
+    "tenants": "penstock.cli.tenants",
+    "down": "penstock.cli.down",
     "version": "penstock.cli.version",
 }
 
@@ -72,7 +83,7 @@ def application() -> typer.Typer:
 
     @app.callback()
     def root() -> None:
-        """Serves machine-learning models: any model behind fast REST and gRPC with one command."""
+        """Serves machine-learning models: one server with `serve`, a platform of many with `up` and `deploy`."""
 
     return app
 

@@ -110,9 +110,7 @@ class _Platform:
         await self._controller.start()
         await self._until("the controller", self._controller, self._controller_answers)
         for number in range(self._options.routers):
-            router = Child(
-                f"router-{number + 1}", lambda number=number: self._router_command(number), [self._http.fileno()]
-            )
+            router = Child(f"router-{number + 1}", partial(self._router_command, number), [self._http.fileno()])
             router.on_start = self._write
             self._routers.append(router)
             await router.start()

@@ -1,0 +1,339 @@
+"""The platform from Python: `penstock.Fleet`.
+
+    fleet = penstock.Fleet()
+    fleet.deploy("fraud", "models/fraud/1", replicas="0..4")
+    fleet.wait("fraud")
+
+It speaks the controller's HTTP API, over the Unix socket in the platform's folder or over the admin port. Calls of
+models go to the router's ports, with `penstock.Client`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+
+from penstock import config
+from penstock.client.fleet_status import Change, Status, TenantStatus
+from penstock.core.errors import (
+    AlreadyExists,
+    InvalidInput,
+    LoadError,
+    NotFound,
+    NotReady,
+    Overloaded,
+    PenstockError,
+    PermissionDenied,
+    QuotaExceeded,
+    Unauthenticated,
+    Unsupported,
+)
+
+T = TypeVar("T")
+
+_SOCKET = "fleet.sock"
+_LONGEST_POLL_S = 30.0
+_ERRORS: Mapping[int, type[PenstockError]] = {
+    400: InvalidInput, 401: Unauthenticated, 403: PermissionDenied, 404: NotFound, 409: AlreadyExists,
+    413: InvalidInput, 422: InvalidInput, 429: QuotaExceeded, 501: Unsupported, 503: NotReady,
+}  # fmt: skip
+
+
+class Fleet:
+    """A platform that runs. Methods block; one object may be used by several threads, as each call has a connection of
+    its own."""
+
+    def __init__(self, address: str | None = None, *, key: str | None = None, timeout_s: float = 60.0) -> None:
+        """
+        Args:
+            address: the folder of the platform's state, or the URL of its admin port. Unset: PENSTOCK_FLEET, else the
+                usual folder.
+            key: the admin port's key. Unset: PENSTOCK_FLEET_KEY.
+            timeout_s: for each call; following logs has none.
+
+        Raises:
+            InvalidInput: the address is neither.
+        """
+        environ = config.environment()
+        given = address or environ.get("PENSTOCK_FLEET") or str(config.data_folder(environ) / "penstock")
+        self._key = key or environ.get("PENSTOCK_FLEET_KEY")
+        self._timeout_s = timeout_s
+        self._socket: Path | None = None
+        self._url = urlsplit(given)
+        if "://" not in given:
+            path = Path(given).expanduser().absolute()
+            self._socket = path if path.name.endswith(".sock") else path / _SOCKET
+        elif self._url.scheme not in ("http", "https") or not self._url.hostname:
+            raise InvalidInput(
+                f"the platform's address {given!r} is neither a folder nor a URL like http://127.0.0.1:8070"
+            )
+
+    def deploy(self, name: str, model: str | None = None, **changes: object) -> Change:
+        """Makes a deployment, or changes the one there is: what is not given stays as it was.
+
+        Args:
+            model: a path, an archive or `file.py:Name`, on the platform's machine.
+            changes: keys of a deployment's document, such as `replicas="0..4"` or `traffic="canary"`.
+
+        Raises:
+            InvalidInput: what was asked can never work.
+        """
+        try:
+            wish = dict(self.status(name).wish)
+        except NotFound:
+            wish = {}
+        if model is not None:
+            wish |= {"model": absolute(model), "graph": ""}
+        if changes.get("graph"):
+            changes["graph"] = absolute(str(changes["graph"]))
+            wish["model"] = ""
+        if "memory" in changes:
+            wish.pop("memory_bytes", None)
+        return self.apply(name, _overlaid(wish, changes))
+
+    def apply(self, name: str, document: Mapping[str, object], *, dry_run: bool = False) -> Change:
+        """Makes the deployment equal to the document: what is left out has its default. With `dry_run` it only says
+        what would change. Raises: InvalidInput."""
+        query = "?dry_run=1" if dry_run else ""
+        return self._read(Change, "PUT", f"/api/v1/deployments/{quote(name, safe='')}{query}", document)
+
+    def deployments(self) -> list[Status]:
+        """All of them, by name."""
+        return list(self._read(_List, "GET", "/api/v1/deployments").deployments)
+
+    def watch(self) -> Iterator[list[Status]]:
+        """All deployments now, and again whenever one changed."""
+        known: int | None = None
+        while True:
+            query = "" if known is None else f"?after={known}&timeout_s={_LONGEST_POLL_S:g}"
+            answer = self._read(
+                _List, "GET", f"/api/v1/deployments{query}", timeout_s=_LONGEST_POLL_S + self._timeout_s
+            )
+            if answer.version != known:
+                known = answer.version
+                yield list(answer.deployments)
+
+    def status(self, name: str) -> Status:
+        """One deployment. Raises: NotFound."""
+        return self._read(Status, "GET", _path(name))
+
+    def wait(self, name: str, *, timeout_s: float = 300.0) -> Status:
+        """Returns once the newest revision serves (at once when it has been ready, also with no replica at present).
+
+        Raises:
+            LoadError: the newest revision failed; says why.
+            NotReady: it was not ready within `timeout_s`.
+        """
+        by = time.monotonic() + timeout_s
+        while True:
+            status = self.status(name)
+            newest = max(status.revisions, key=lambda one: one.number, default=None)
+            if newest is not None and newest.phase == "failed":
+                raise LoadError(f"{name} revision {newest.number} failed: {newest.reason}")
+            if newest is not None and newest.phase == "ready" and status.phase in ("ready", "scaled-to-zero"):
+                return status
+            if time.monotonic() > by:
+                raise NotReady(
+                    f"{name} is {status.phase} after {timeout_s:g} s{f': {status.message}' if status.message else ''}"
+                )
+            time.sleep(0.1)
+
+    def rollback(self, name: str, to: int | None = None) -> Change:
+        """Goes back to the revision that was stable before, or to the one named. Raises: NotFound, InvalidInput."""
+        return self._read(Change, "POST", _path(name, "rollback"), {} if to is None else {"to": to})
+
+    def delete(self, name: str) -> None:
+        """Takes the deployment out; what is in flight is answered first. Raises: NotFound."""
+        self._call("DELETE", _path(name))
+
+    def set_weights(self, name: str, weights: Mapping[int, float]) -> None:
+        """Gives each revision its share; they are made to sum to 1. Raises: NotFound, InvalidInput."""
+        self._call(
+            "PUT", _path(name, "traffic"), {"weights": {str(number): weight for number, weight in weights.items()}}
+        )
+
+    def set_policy(self, name: str, policy: str, **options: object) -> None:
+        """Lets another policy decide. Raises: NotFound, InvalidInput."""
+        self._call("PUT", _path(name, "traffic"), {"policy": policy, "options": options})
+
+    def promote(self, name: str, revision: int) -> None:
+        """Ends the experiment: the revision gets everything. Raises: NotFound, InvalidInput."""
+        self._call("PUT", _path(name, "traffic"), {"promote": revision})
+
+    def retire(self, name: str, revision: int) -> None:
+        """Takes one revision out of the experiment. Raises: NotFound, InvalidInput."""
+        self._call("PUT", _path(name, "traffic"), {"retire": revision})
+
+    def pause(self, name: str, paused: bool = True) -> None:
+        """Keeps the weights as they are, until told otherwise. Raises: NotFound."""
+        self._call("PUT", _path(name, "traffic"), {"pause": paused})
+
+    def feedback(self, name: str, rewards: Sequence[tuple[str, float]]) -> None:
+        """Brings rewards back, each with the decision token of its answer. Raises: NotFound, InvalidInput."""
+        rows = [{"token": token, "reward": reward} for token, reward in rewards]
+        self._call("POST", _path(name, "feedback"), {"rewards": rows})
+
+    def comparison(self, name: str) -> Mapping[str, object]:
+        """What the shadow's answers looked like beside the real ones. Raises: NotFound."""
+        return self._read(dict, "GET", _path(name, "comparison"))
+
+    def decisions(
+        self, name: str, *, since: float | None = None, limit: int | None = None
+    ) -> Iterator[Mapping[str, object]]:
+        """The logged decisions with their rewards, oldest first. Raises: NotFound."""
+        given = {key: value for key, value in (("since", since), ("limit", limit)) if value is not None}
+        for line in self._lines(_path(name, "decisions") + (f"?{urlencode(given)}" if given else "")):
+            yield json.loads(line)
+
+    def logs(
+        self,
+        name: str,
+        *,
+        replica: str | None = None,
+        revision: int | None = None,
+        lines: int = 100,
+        follow: bool = False,
+    ) -> Iterator[str]:
+        """Lines of the replicas' output, without line ends. Raises: NotFound."""
+        given: dict[str, object] = {"lines": lines}
+        given |= {key: value for key, value in (("replica", replica), ("revision", revision)) if value is not None}
+        if follow:
+            given["follow"] = 1
+        yield from self._lines(f"{_path(name, 'logs')}?{urlencode(given)}", None if follow else self._timeout_s)
+
+    def tenants(self) -> list[TenantStatus]:
+        """Everybody who may call, without their keys."""
+        return list(self._read(_Tenants, "GET", "/api/v1/tenants").tenants)
+
+    def set_tenant(self, name: str, **limits: object) -> TenantStatus:
+        """Makes or changes a tenant. The answer to its making has the key, once. Raises: InvalidInput."""
+        return self._read(TenantStatus, "PUT", f"/api/v1/tenants/{quote(name, safe='')}", limits)
+
+    def delete_tenant(self, name: str) -> None:
+        """Its key is refused from now on. Raises: NotFound."""
+        self._call("DELETE", f"/api/v1/tenants/{quote(name, safe='')}")
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _read(self, kind: type[T], method: str, path: str, body: object = None, timeout_s: float | None = None) -> T:
+        answer = self._call(method, path, body, timeout_s)
+        try:
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.DecodeError as error:
+            raise NotReady(f"what answers at {self._where()} is no controller of Penstock: {error}") from error
+
+    def _call(self, method: str, path: str, body: object = None, timeout_s: float | None = None) -> bytes:
+        connection, answer = self._ask(method, path, body, timeout_s or self._timeout_s)
+        try:
+            return answer.read()
+        finally:
+            connection.close()
+
+    def _lines(self, path: str, timeout_s: float | None = 60.0) -> Iterator[str]:
+        connection, answer = self._ask("GET", path, None, timeout_s)
+        try:
+            for line in answer:
+                yield line.decode(errors="replace").rstrip("\r\n")
+        finally:
+            connection.close()
+
+    def _ask(
+        self, method: str, path: str, body: object, timeout_s: float | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        connection = self._connection(timeout_s)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
+            answer = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise NotReady(
+                f"no platform answers at {self._where()} ({error or type(error).__name__}); start one with "
+                "`penstock up`, or name another with --fleet"
+            ) from error
+        if answer.status >= 400:
+            text = answer.read(1 << 20)
+            connection.close()
+            raise _error(answer, text)
+        return connection, answer
+
+    def _connection(self, timeout_s: float | None) -> http.client.HTTPConnection:
+        if self._socket is not None:
+            return _UnixConnection(self._socket, timeout_s)
+        assert self._url.hostname is not None
+        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+        return kind(self._url.hostname, self._url.port, timeout=timeout_s)
+
+    def _where(self) -> str:
+        return str(self._socket) if self._socket is not None else self._url.geturl()
+
+
+def absolute(model: str) -> str:
+    """A model's path as every process of this machine understands it; `file.py:Name` keeps its name."""
+    path, colon, name = model.partition(":")
+    if "://" in model:
+        return model
+    return f"{Path(path).expanduser().absolute()}{colon}{name}"
+
+
+class _List(msgspec.Struct):
+    deployments: tuple[Status, ...] = ()
+    version: int = 0
+
+
+class _Tenants(msgspec.Struct):
+    tenants: tuple[TenantStatus, ...] = ()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float | None) -> None:
+        super().__init__("controller", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _overlaid(wish: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    """The wish with changes: tables are changed key by key, except the ones that belong to a policy."""
+    made = dict(wish)
+    for key, value in changes.items():
+        present = made.get(key)
+        if key != "traffic" and isinstance(value, Mapping) and isinstance(present, Mapping):
+            made[key] = {**present, **value}
+        else:
+            made[key] = value
+    return made
+
+
+def _path(name: str, *more: str) -> str:
+    return "/".join(["/api/v1/deployments", quote(name, safe=""), *more])
+
+
+def _error(answer: http.client.HTTPResponse, body: bytes) -> PenstockError:
+    message = body[:500].decode(errors="replace")
+    try:
+        document = json.loads(body)
+        if isinstance(document, dict) and isinstance(document.get("error"), str):
+            message = document["error"]
+    except ValueError:
+        pass
+    named: Mapping[str, type[PenstockError]] = {
+        kind.__name__: kind for kind in (*_ERRORS.values(), Overloaded, LoadError)
+    }
+    kind = named.get(answer.headers.get("Penstock-Error", "")) or _ERRORS.get(answer.status, NotReady)
+    return kind(message)
