@@ -76,9 +76,9 @@ class Tenants:
         self._tenants, self._accounts, self._by_mark = tenants, accounts, by_mark
         self.required = bool(tenants)
 
-    def authenticate(self, authorization: bytes | None, api_key: bytes | None = None) -> Tenant | None:
+    def authenticate(self, authorization: str | bytes | None, api_key: str | bytes | None = None) -> Tenant | None:
         """The tenant whose key a request shows, in `Authorization: Bearer KEY` or `X-API-Key: KEY`; None where no
-        tenants are. The first header counts when both are there.
+        tenants are. With both headers, `Authorization` counts.
 
         Raises:
             Unauthenticated: no key, or one of nobody.
@@ -86,10 +86,10 @@ class Tenants:
         if not self.required:
             return None
         if authorization is not None:
-            scheme, _, presented = authorization.partition(b" ")
+            scheme, _, presented = _octets(authorization).partition(b" ")
             presented = presented.strip() if scheme.lower() == b"bearer" else b""
         else:
-            presented = api_key or b""
+            presented = _octets(api_key or b"")
         if not presented:
             raise Unauthenticated(
                 "an API key is needed: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY` (metadata of the "
@@ -180,6 +180,10 @@ class Tenants:
         for name, account in self._accounts.items():
             account.exhausted_until = reply.exhausted.get(name, 0.0)
             account.share = min(1.0, max(0.0, reply.shares.get(name, 1.0)))
+
+
+def _octets(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("utf-8", "replace")
 
 
 def _refill(account: _Account, now: float) -> None:
