@@ -52,7 +52,6 @@ class Replicas(_Document, frozen=True):
     minimum: int = 1
     maximum: int = 1
     zero_after_s: float = 30.0  # without a request, until the last replica goes; scaling may keep it longer
-    idle_s: float = 60.0  # with `minimum` 0: so long without a request, then none
 
 
 class Scaler(_Document, frozen=True):
@@ -233,8 +232,8 @@ def _problems(wish: Deployment) -> Iterator[str]:
         yield f"rollout.strategy is {rollout.strategy!r}; one of {', '.join(STRATEGIES)}"
     if rollout.surge < 1:
         yield "rollout.surge is at least 1"
-    if min(rollout.ready_timeout_s, requests.timeout_s, replicas.idle_s) <= 0:
-        yield "rollout.ready_timeout_s, requests.timeout_s and replicas.idle_s are above 0"
+    if min(rollout.ready_timeout_s, requests.timeout_s) <= 0:
+        yield "rollout.ready_timeout_s and requests.timeout_s are above 0"
     if min(rollout.drain_s, rollout.keep_previous_s) < 0:
         yield "rollout.drain_s and rollout.keep_previous_s are at least 0"
     if requests.max_waiting < 0:
