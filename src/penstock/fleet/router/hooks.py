@@ -34,6 +34,7 @@ class Answer:
     body: bytes = b""
     latency_s: float = 0.0
     content_type: str = ""
+    json_bytes: int | None = None  # V2's Inference-Header-Content-Length, of an answer with binary tensors
     error: str = ""
 
 

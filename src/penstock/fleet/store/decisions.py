@@ -323,7 +323,8 @@ def _rewarded(counted: Iterable[Reward]) -> dict[Arm, ArmStatistics]:
     }
 
 
-def _sum(one: ArmStatistics, other: ArmStatistics) -> ArmStatistics:
+def total(one: ArmStatistics, other: ArmStatistics) -> ArmStatistics:
+    """The counts of both together; contextual sums are left out."""
     longer, shorter = sorted((one.latency, other.latency), key=len, reverse=True)
     latency = [*longer]
     for bucket, n in enumerate(shorter):
@@ -334,10 +335,10 @@ def _sum(one: ArmStatistics, other: ArmStatistics) -> ArmStatistics:
 
 def _added(one: Mapping[Arm, ArmStatistics], other: Mapping[Arm, ArmStatistics]) -> dict[Arm, ArmStatistics]:
     """The sum of the counts of both, arm by arm."""
-    total = dict(one)
+    sums = dict(one)
     for arm, more in other.items():
-        total[arm] = _sum(total[arm], more) if arm in total else more
-    return total
+        sums[arm] = total(sums[arm], more) if arm in sums else more
+    return sums
 
 
 def _bytes(numbers: Sequence[float]) -> bytes:
