@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from running_fleet import fleet, shared_fleet
+from running_postgres import postgres, postgres_folder
 from running_server import server, shared_server
 
-__all__ = ["fleet", "server", "shared_fleet", "shared_server"]  # fixtures
+__all__ = ["fleet", "postgres", "postgres_folder", "server", "shared_fleet", "shared_server"]  # fixtures
 
 OPT_IN = {
     "chaos": "the long form of faults, load and switches; minutes each",

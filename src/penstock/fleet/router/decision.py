@@ -6,6 +6,7 @@ contextual choice from the parameters in the table. What differs per request is 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import random
@@ -50,7 +51,7 @@ class Decider:
     ) -> None:  # fmt: skip
         """`contextual` finds the policy plug of a name; `seed` is for tests: ids are unique, not secret."""
         self._log = log
-        self._contextual = contextual
+        self._contextual = functools.cache(contextual)  # there are as many as policies in tables
         self._clock = clock
         self._ids = random.Random(os.urandom(32) if seed is None else seed)
         self._secret = ""
