@@ -1,0 +1,70 @@
+"""Archives of models, unpacked once: a replica starts from the folder, and one that changes later changes nothing.
+
+A folder is called by the archive's SHA-256. It is unpacked by a process of its own, so that what an archive holds, and
+how long it takes, is not the controller's trouble.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from penstock.core.errors import LoadError
+
+_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".mar")
+_UNPACK = (
+    "import sys; from pathlib import Path; from penstock.packaging.unpack import unpack; "
+    "unpack(Path(sys.argv[1]), Path(sys.argv[2]))"
+)
+
+
+async def folder_of(model: str, place: Path) -> Path:
+    """What a replica serves: `model` itself, or the folder below `place` that it is unpacked into.
+
+    Raises:
+        LoadError: it cannot be read or unpacked.
+    """
+    archive = Path(model)
+    if not await asyncio.to_thread(_is_archive, archive):
+        return archive
+    try:
+        digest = await asyncio.to_thread(_digest, archive)
+    except OSError as error:
+        raise LoadError(f"{archive} cannot be read: {error.strerror}") from error
+    folder = place / digest / (archive.name[: -len(_suffix(archive))] or "model")
+    if not await asyncio.to_thread(folder.is_dir):
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await _unpack([str(archive), str(folder)], folder)
+    return folder
+
+
+async def _unpack(arguments: Sequence[str], folder: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-c", _UNPACK, *arguments,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        _, errors = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode and not await asyncio.to_thread(folder.is_dir):  # two may unpack; one renames its folder
+        last = errors.decode(errors="replace").strip().splitlines()[-1:]
+        raise LoadError(f"{arguments[0]} cannot be unpacked: {last[0] if last else 'its process was ended'}")
+
+
+def _is_archive(path: Path) -> bool:
+    return bool(_suffix(path)) and path.is_file()
+
+
+def _suffix(path: Path) -> str:
+    return next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), "")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

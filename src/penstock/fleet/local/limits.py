@@ -1,0 +1,45 @@
+"""Limits of a replica where this machine gives no control groups: less exact, and better than none.
+
+Memory: each worker watches over its own (`max_memory_bytes`), and the replica as a whole is looked at a few times a
+second. Processors: as many as the share rounded up, by affinity, and threads of the model to match.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping
+
+from penstock.fleet.local import groups, process
+from penstock.fleet.spec import Run
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def model_defaults(run: Run, made: groups.Made) -> Mapping[str, object]:
+    """Model options that stand in for limits which no group holds."""
+    options: dict[str, object] = {}
+    if run.memory_bytes is not None and not made.memory:
+        options["max_memory_bytes"] = run.memory_bytes
+    if run.cpu is not None and not made.cpu:
+        options["threads"] = max(1, int(run.cpu))
+    return options
+
+
+def bind(pid: int, cpu: float, turn: int) -> None:
+    """Lets a process, and what it starts, run on as many processors as its share; `turn` deals them."""
+    with contextlib.suppress(OSError):
+        cores = sorted(os.sched_getaffinity(0))
+        wished = min(len(cores), math.ceil(cpu))
+        os.sched_setaffinity(pid, {cores[(turn + step) % len(cores)] for step in range(wished)})
+
+
+def held_bytes(marker: str) -> int:
+    """Memory that all processes of a replica hold, without the files that they have mapped."""
+    total = 0
+    for pid, _ in process.carriers(marker):
+        with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/statm") as file:
+            _, resident, shared, *_ = map(int, file.read().split())
+            total += (resident - shared) * _PAGE
+    return total
