@@ -31,13 +31,17 @@ class Arm(msgspec.Struct, frozen=True):
 class Contextual(msgspec.Struct, frozen=True):
     """What a contextual policy needs to choose per request; `policy` is its name in `fleet.traffic`.
 
-    `gram` (d·d) and `moment` (d) per arm, in the order of the endpoint's arms; see `state.ArmStatistics`."""
+    All are per arm, in the order of the endpoint's arms: `gram` (d·d) and `moment` (d), see `state.ArmStatistics`; or
+    what follows from them, `inverse` (d·d) of the regularised gram and `coefficients` (d), so that routers need not
+    invert. `()` of an arm: it may not be chosen."""
 
     policy: str
     dimension: int
     options: dict[str, float] = {}
     gram: tuple[tuple[float, ...], ...] = ()
     moment: tuple[tuple[float, ...], ...] = ()
+    inverse: tuple[tuple[float, ...], ...] = ()
+    coefficients: tuple[tuple[float, ...], ...] = ()
 
 
 class Endpoint(msgspec.Struct, frozen=True):

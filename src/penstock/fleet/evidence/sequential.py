@@ -1,0 +1,187 @@
+"""Tests that may be looked at after every request, and stopped whenever one likes: each gives the evidence against a
+claim as an e-value, whose chance to ever reach 1/α is at most α while the claim is true.
+
+Theory of operation. A sample is known by its sums only, because that is what adds up over routers. For one arm, whose
+observations are in [0, 1] with mean m, there is a wealth W(m) that a gambler has who bets against m. It is a
+nonnegative supermartingale that starts at 1, so by Ville's inequality it reaches 1/α with a chance of at most α, ever.
+
+- Of yes and no: W(m) = ∫ likelihood(q) dBeta(q; ½, ½) / likelihood(m), Robbins' mixture, which is the mixture SPRT.
+- Of any numbers in [0, 1]: half of it is the same formula, which holds for fractions too (x ↦ aˣb¹⁻ˣ is convex); half
+  is the mean over λ of exp(λ Σ(x−m) − ψ(λ) Σ(x−m)²), ψ(λ) = −log(1−λ) − λ, which gains from a small variance.
+
+Two arms: the wealths of both multiply, whatever decides which arm is asked next (a bandit, a canary's steps). A claim
+about two means, such as a ≤ b + margin, is a set of pairs; the evidence against it is the smallest product in the set.
+
+Sources: Ville 1939; Robbins, Ann. Math. Stat. 41 (1970); Wasserman, Ramdas & Balakrishnan, Universal inference, PNAS
+117 (2020); Johari, Koomen, Pekelis & Walsh, Always valid inference, Operations Research 70 (2022); Fan, Grama & Liu,
+Exponential inequalities for martingales, EJP 20 (2015); Howard, Ramdas, McAuliffe & Sekhon,
+Time-uniform confidence sequences, Ann. Stat. 49 (2021); Waudby-Smith & Ramdas, Estimating means of bounded random
+variables by betting, JRSS B 86 (2024).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_STEPS = 60  # of bisection: as many as halve 1 down to what a float can tell apart
+_BETS = 0.5 * 0.5 ** np.arange(13)  # λ: the best one is about √(2 log(1/α) / (n·variance)); these serve n up to 10⁹
+_COSTS = -np.log1p(-_BETS) - _BETS
+_TOLERANCE = 0.01  # of log evidence over two means; what is given back is below the true value
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Observations in [0, 1] by their sums. `binary` promises that each was 0 or 1, which tells more."""
+
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    binary: bool = False
+
+    @property
+    def mean(self) -> float:
+        """0 without observations."""
+        return self.total / self.count if self.count else 0.0
+
+    def thinned(self, factor: float) -> Sample:
+        """As if there were one observation for each `factor`: for those that come in groups that are alike."""
+        return Sample(self.count / factor, self.total / factor, self.squares / factor, self.binary)
+
+
+def events(number: float, of: float) -> Sample:
+    """The sample of yes and no that had `number` yes."""
+    return Sample(of, number, number, True)
+
+
+def log_evidence_above(sample: Sample, limit: float) -> float:
+    """Log evidence against the claim that the mean is at most `limit` (0 to 1)."""
+    return float(_log_wealth_above(sample, np.array([limit]))[0])
+
+
+def log_evidence_below(sample: Sample, limit: float) -> float:
+    """Log evidence against the claim that the mean is at least `limit` (0 to 1)."""
+    return log_evidence_above(_mirrored(sample), 1.0 - limit)
+
+
+def log_evidence_greater(a: Sample, b: Sample, margin: float = 0.0) -> float:
+    """Log evidence against the claim that mean(a) ≤ mean(b) + margin; `margin` is between -1 and 1.
+
+    With a negative margin: that `a` is not worse than `b` by that much or more.
+    """
+    if a.binary and b.binary:
+        return _log_mixture(a) + _log_mixture(b) - _best_likelihood(a, b, margin)
+    return _smallest_product(a, b, margin)
+
+
+def confidence_bounds(sample: Sample, alpha: float) -> tuple[float, float]:
+    """Between which the mean lies, at every moment at once with a chance of at least 1 - alpha."""
+    threshold = math.log((1.0 if sample.binary else 2.0) / alpha)
+    mirrored = _mirrored(sample)
+    return _lower_bound(sample, threshold), 1.0 - _lower_bound(mirrored, threshold)
+
+
+def _lower_bound(sample: Sample, threshold: float) -> float:
+    """The largest mean that the evidence speaks against from above; it falls as the mean grows."""
+    low, high = 0.0, sample.mean
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if log_evidence_above(sample, middle) >= threshold:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _mirrored(sample: Sample) -> Sample:
+    """The sample of 1 - x."""
+    count, total = sample.count, sample.total
+    return Sample(count, count - total, count - 2 * total + sample.squares, sample.binary)
+
+
+def _log_mixture(sample: Sample) -> float:
+    """log ∫ likelihood(q) dBeta(q; ½, ½)."""
+    yes, no = sample.total, sample.count - sample.total
+    return (
+        math.lgamma(max(yes, 0.0) + 0.5) + math.lgamma(max(no, 0.0) + 0.5) - math.lgamma(sample.count + 1)
+    ) - math.log(math.pi)
+
+
+def _log_likelihood(sample: Sample, mean: float) -> float:
+    yes, no = sample.total, sample.count - sample.total
+    if (yes > 0 and mean <= 0) or (no > 0 and mean >= 1):
+        return -math.inf
+    return (yes * math.log(mean) if yes > 0 else 0.0) + (no * math.log1p(-mean) if no > 0 else 0.0)
+
+
+def _best_likelihood(a: Sample, b: Sample, margin: float) -> float:
+    """The largest log likelihood of both samples among means that fit mean(a) ≤ mean(b) + margin."""
+    if a.mean <= b.mean + margin:
+        return _log_likelihood(a, a.mean) + _log_likelihood(b, b.mean)
+    # It is on the edge, mean(b) = t and mean(a) = t + margin, and concave in t: where the slope turns.
+    low, high = max(0.0, -margin), min(1.0, 1.0 - margin)
+    yes_a, no_a, yes_b, no_b = a.total, a.count - a.total, b.total, b.count - b.total
+    for _ in range(_STEPS):
+        t = (low + high) / 2
+        slope = yes_a / (t + margin) if yes_a > 0 else 0.0
+        slope += yes_b / t if yes_b > 0 else 0.0
+        slope -= no_a / (1 - t - margin) if no_a > 0 else 0.0
+        slope -= no_b / (1 - t) if no_b > 0 else 0.0
+        if slope > 0:
+            low = t
+        else:
+            high = t
+    # Where the best is at an end, bisection stays a hair inside of it and the likelihood is the end's own in the limit.
+    return max(_log_likelihood(a, t + margin) + _log_likelihood(b, t) for t in (low, (low + high) / 2, high))
+
+
+def _log_wealth_above(sample: Sample, means: Floats) -> Floats:
+    """Log wealth of one who bets that the mean is above `means` (any shape); it falls as they grow.
+
+    Where a mean is above the sample's own, the mixture's smallest value stands in: less than the wealth, so allowed.
+    """
+    yes, no = max(sample.total, 0.0), max(sample.count - sample.total, 0.0)
+    capped = np.minimum(means, sample.mean)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        likelihood = (yes * np.log(capped) if yes else 0.0) + (no * np.log1p(-capped) if no else 0.0)
+    mixture: Floats = _log_mixture(sample) - np.asarray(likelihood + np.zeros_like(means))
+    if sample.binary:
+        return mixture
+    distance = sample.total - sample.count * means
+    spread = np.maximum(sample.squares - 2 * means * sample.total + sample.count * means**2, 0.0)
+    bets = np.multiply.outer(distance, _BETS) - np.multiply.outer(spread, _COSTS)
+    top = bets.max(axis=-1)
+    bounded: Floats = np.logaddexp(mixture, top + np.log(np.exp(bets - top[..., None]).mean(axis=-1))) - math.log(2)
+    return bounded
+
+
+def _smallest_product(a: Sample, b: Sample, margin: float) -> float:
+    """The smallest log product of wealths where mean(a) ≤ mean(b) + margin, at most `_TOLERANCE` too small.
+
+    The wealth against a's mean falls as that grows and the one against b's rises, so the smallest product is on the
+    edge mean(a) = mean(b) + margin; in a cell of it, the product is at least b's at the left end times a's at the right
+    end. Cells that cannot hold the smallest are dropped, the others split.
+    """
+    mirrored = _mirrored(b)
+    edges = np.linspace(max(0.0, -margin), 1.0, 65)
+    left, right = edges[:-1], edges[1:]
+    floor = -math.inf
+    for _ in range(40):
+        against_b = _log_wealth_above(mirrored, 1.0 - np.stack((left, right)))
+        against_a = _log_wealth_above(a, np.minimum(np.stack((left, right)) + margin, 1.0))
+        least = against_b[0] + against_a[1]
+        reached = float((against_b + against_a).min())
+        floor = float(least.min())
+        if reached - floor <= _TOLERANCE:
+            break
+        open_cells = np.flatnonzero(least <= reached)
+        if len(open_cells) > 512:
+            break  # flat over a wide range; what was found so far is a floor too
+        middle = (left[open_cells] + right[open_cells]) / 2
+        left, right = np.concatenate((left[open_cells], middle)), np.concatenate((middle, right[open_cells]))
+    return floor

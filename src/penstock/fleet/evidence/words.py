@@ -1,0 +1,24 @@
+"""Figures as people read them: "4.1 %", "11,004", "12 ms"."""
+
+from __future__ import annotations
+
+
+def percent(share: float) -> str:
+    """0.041 as "4.1 %": three digits that count, and no more than the figure deserves."""
+    return f"{100 * share:.3g} %" if share < 0.9995 or share >= 1 else f"{100 * share:.4g} %"
+
+
+def count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def seconds(duration_s: float) -> str:
+    """A latency or a wait, in the unit that suits it."""
+    if duration_s < 1:
+        return f"{1000 * duration_s:.3g} ms"
+    return f"{duration_s:.3g} s" if duration_s < 600 else f"{duration_s / 60:.3g} min"
+
+
+def rate(events: float, of: float) -> str:
+    """ "4.1 % of 1,220"."""
+    return f"{percent(events / of)} of {count(of)}" if of else "none yet"

@@ -1,0 +1,278 @@
+"""A canary: the newest revision gets more and more of the requests, step by step, unless it breaks a rule.
+
+Theory of operation. A step lasts at least `step_s` and until the canary has answered `step_requests`. In every step the
+rules of `evidence.guards` are judged; a rule that is shown to be broken rolls back at once. After the last step the
+canary is promoted: with `promotion: evidence` once it is shown to be no worse than the rules allow, whatever rules
+compare it with the stable arm. The chance that a canary which is worse by a tolerance or more is ever promoted is at
+most `alpha`.
+
+Where it stands is in the memory: the step, when it began, and the marks from which on is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from penstock.core.errors import InvalidInput
+from penstock.core.nearest import nearest
+from penstock.fleet import policy_options
+from penstock.fleet.evidence import guards, latency
+from penstock.fleet.evidence.shares import weights
+from penstock.fleet.evidence.words import count, percent, seconds
+from penstock.fleet.policy_options import option
+from penstock.fleet.state import ArmStatistics
+from penstock.fleet.traffic import Arm, Decision, Observation, Verdict
+
+PROMOTIONS = ("evidence", "steps", "manual")
+
+# The last step begins anew when the canary was not ready for a while, and with it the test for promotion. Each try gets
+# a share of alpha that falls by ten; they sum to alpha.
+_FIRST_TRY, _NEXT_TRY = math.log(0.9), math.log(0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Options(guards.GuardOptions):
+    steps: tuple[float, ...] = option(
+        (0.05, 0.1, 0.25, 0.5), "The canary's share in each step, ascending, above 0 and below 1."
+    )
+    step_s: float = option(60.0, "The least time of a step.", unit="s", minimum=0)
+    step_requests: int = option(100, "The least number of the canary's requests in a step.", minimum=1)
+    promotion: str = option(
+        "evidence",
+        "`evidence`: after the last step, once it is shown to be no worse than allowed; `steps`: after the last step; "
+        "`manual`: a person promotes.",
+    )
+    alpha: float = option(
+        0.05, "The chance of a wrong promotion, however often it is looked at.", minimum=1e-9, maximum=0.5
+    )
+    rollback_alpha: float = option(
+        0.01, "The chance of a wrong rollback, over all rules and looks.", minimum=1e-9, maximum=0.5
+    )
+    patience_s: float | None = option(
+        None,
+        "How long the last step may wait for evidence; then it is rolled back. Unset: for ever.",
+        unit="s",
+        minimum=0,
+    )
+
+    def __post_init__(self) -> None:
+        guards.GuardOptions.__post_init__(self)
+        if self.promotion not in PROMOTIONS:
+            near = nearest(self.promotion, PROMOTIONS)
+            raise InvalidInput(f"promotion is {self.promotion!r}; one of {', '.join(PROMOTIONS)}{near}")
+        if not self.steps or any(not 0 < share < 1 for share in self.steps):
+            raise InvalidInput(
+                f"steps are {_listed(self.steps)}; shares above 0 and below 1, such as 0.05, 0.25, 0.5 "
+                "(promotion is what gives it all)"
+            )
+        if list(self.steps) != sorted(set(self.steps)):
+            raise InvalidInput(f"steps are {_listed(self.steps)}; they ascend")
+        if self.promotion == "evidence" and not self.compared:
+            raise InvalidInput(
+                "promotion by evidence needs a rule that compares with the stable arm: error_tolerance, latency_ratio "
+                "or reward_tolerance; or set promotion to steps"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a canary stands. `since` is None while the step has not begun, because the canary is not ready."""
+
+    revision: int
+    step: int = 0
+    since: float | None = None
+    tries: int = 0  # of the last step
+    marks: tuple[guards.Mark, ...] = ()
+    next_number: int = 0
+
+    def written(self) -> dict[str, object]:
+        return {
+            "revision": self.revision,
+            "step": self.step,
+            "since": self.since,
+            "tries": self.tries,
+            "marks": [each.written() for each in self.marks],
+            "next_number": self.next_number,
+        }
+
+
+class Canary:
+    name = "canary"
+    logged = True
+
+    def options(self, given: Mapping[str, object]) -> Options:
+        return policy_options.read(Options, given, "traffic policy canary")
+
+    def decide(self, options: Options, observed: Observation) -> Decision:
+        revisions = [arm.revision for arm in observed.arms]
+        others = [arm for arm in observed.arms if arm.revision != observed.stable]
+        if not others or observed.stable not in revisions:
+            whole = observed.stable if observed.stable in revisions else max(revisions)
+            alone = f"all to revision {whole}; there is no canary"
+            return Decision(weights(revisions, {whole: 1.0}), explanation=alone)
+        canary = max(others, key=lambda arm: arm.revision)
+        stable = next(arm for arm in observed.arms if arm.revision == observed.stable)
+        ended = _ended(observed.memory, canary.revision)
+        if ended is not None:
+            return _end(observed, ended)
+        progress = _read(observed.memory, canary.revision, len(options.steps))
+        if not canary.ready:
+            waiting = replace(progress, since=None)
+            explanation = f"canary revision {canary.revision} is not ready; step {progress.step + 1} begins when it is"
+            made = weights(revisions, {stable.revision: 1.0})
+            return Decision(made, waiting.written(), explanation=explanation)
+        progress = _counted(options, progress, observed.now, canary.statistics, stable.statistics)
+        verdict = _broken(options, progress, observed.now, canary, stable)
+        explanation = ""
+        if verdict is None:
+            progress, verdict, explanation = _advance(options, progress, observed.now, canary, stable)
+        if verdict is not None:
+            return _end(observed, verdict)
+        share = options.steps[progress.step]
+        made = weights(revisions, {canary.revision: share, stable.revision: 1 - share})
+        return Decision(made, progress.written(), explanation=explanation)
+
+
+def _end(observed: Observation, verdict: Verdict) -> Decision:
+    revisions = [arm.revision for arm in observed.arms]
+    whole = verdict.revision if verdict.promote else observed.stable
+    ready = {arm.revision: arm.ready for arm in observed.arms}
+    made = weights(revisions, {whole if ready[whole] else observed.stable: 1.0})
+    memory = {"verdict": {"revision": verdict.revision, "promote": verdict.promote, "reason": verdict.reason}}
+    return Decision(made, memory, verdict, explanation=verdict.reason)
+
+
+def _ended(memory: Mapping[str, object], revision: int) -> Verdict | None:
+    """A verdict that was given before, and that nobody has acted upon yet."""
+    written = memory.get("verdict")
+    if not isinstance(written, Mapping) or written.get("revision") != revision:
+        return None
+    return Verdict(revision, bool(written.get("promote")), str(written.get("reason", "")))
+
+
+def _read(memory: Mapping[str, object], revision: int, steps: int) -> Progress:
+    """The progress that was remembered, or a new one where there is none of this revision."""
+    try:
+        if memory["revision"] != revision:
+            return Progress(revision)
+        marks, since = memory["marks"], memory["since"]
+        if not isinstance(marks, Sequence):
+            return Progress(revision)
+        numbers = [int(str(memory[name])) for name in ("step", "tries", "next_number")]
+        return Progress(
+            revision,
+            min(max(numbers[0], 0), steps - 1),
+            float(str(since)) if since is not None and marks else None,
+            numbers[1],
+            tuple(guards.read_mark(each) for each in marks),
+            numbers[2],
+        )
+    except (KeyError, TypeError, ValueError):
+        return Progress(revision)
+
+
+def _begun(options: Options, progress: Progress, now: float, canary: ArmStatistics, stable: ArmStatistics) -> Progress:
+    """The step begins now, and counting with it."""
+    number = progress.next_number
+    first = guards.mark(options, number, now, canary, stable)
+    tries = progress.tries + (progress.step == len(options.steps) - 1)
+    return replace(progress, since=now, marks=(first,), next_number=number + 1, tries=tries)
+
+
+def _counted(
+    options: Options, progress: Progress, now: float, canary: ArmStatistics, stable: ArmStatistics
+) -> Progress:
+    """The progress with marks as they are due."""
+    if progress.since is None or not progress.marks:
+        return _begun(options, progress, now, canary, stable)
+    if options.latency_ratio is not None and progress.marks[0].limit is None:
+        fresh = guards.mark(options, progress.next_number, now, canary, stable)
+        if fresh.limit is not None:  # from here on latency can be judged; no promotion was possible before
+            return replace(progress, marks=(fresh,), next_number=fresh.number + 1)
+    marks = guards.next_marks(options, progress.marks, now, canary, stable, options.step_requests)
+    return replace(progress, marks=tuple(marks), next_number=marks[-1].number + 1)
+
+
+def _broken(options: Options, progress: Progress, now: float, canary: Arm, stable: Arm) -> Verdict | None:
+    found = guards.worst(options, progress.marks, canary.statistics, stable.statistics) if options.rules else None
+    needed = math.log(options.rules / options.rollback_alpha) if options.rules else math.inf
+    if found is None or found[0] < needed:
+        return None
+    evidence, since, finding = found
+    reason = (
+        f"rolled back in {_place(options, progress)}: {finding.figures}, in the last {seconds(now - since.at)}; "
+        f"breaks {finding.rule}, evidence {_times(evidence)} of {_times(needed)}"
+    )
+    return Verdict(canary.revision, False, reason)
+
+
+def _advance(
+    options: Options, progress: Progress, now: float, canary: Arm, stable: Arm
+) -> tuple[Progress, Verdict | None, str]:
+    """The next step, the end, or what is waited for."""
+    since = now if progress.since is None else progress.since
+    found = guards.findings(options, progress.marks[0], canary.statistics, stable.statistics)
+    figures = "; ".join([each.figures for each in found] + _quantiles(options, canary, stable))
+    answered = canary.statistics.requests - _requests_before(progress)
+    missing = []
+    if now - since < options.step_s:
+        missing.append(f"{seconds(options.step_s - (now - since))} more")
+    if answered < options.step_requests:
+        missing.append(f"{count(options.step_requests - answered)} more requests")
+    place = f"{_place(options, progress)}: {figures}"
+    if missing:
+        return progress, None, f"{place}; the step takes {' and '.join(missing)}"
+    if progress.step < len(options.steps) - 1:
+        begun = _begun(options, replace(progress, step=progress.step + 1), now, canary.statistics, stable.statistics)
+        return begun, None, f"{_place(options, begun)} begins; {_place(options, progress)} ended with {figures}"
+    if options.promotion == "steps":
+        return progress, Verdict(canary.revision, True, f"promoted after {len(options.steps)} steps: {figures}"), ""
+    if options.promotion == "manual":
+        return progress, None, f"{place}; waits for a person to promote it"
+    needed = math.log(1 / options.alpha) - _FIRST_TRY - _NEXT_TRY * (max(progress.tries, 1) - 1)
+    compared = [each for each in found if each.rule in ("error_tolerance", "latency_ratio", "reward_tolerance")]
+    least = min(each.fit if each.fit is not None else -math.inf for each in compared)
+    if least >= needed:
+        shown = "; ".join(each.figures for each in compared)
+        reason = f"promoted after {len(options.steps)} steps: {shown}; evidence {_times(least)} of {_times(needed)}"
+        return progress, Verdict(canary.revision, True, reason), ""
+    lacking = ", ".join(
+        f"{each.rule} {_times(max(each.fit, 0.0)) if each.fit is not None else 'not yet'} of {_times(needed)}"
+        for each in compared
+        if each.fit is None or each.fit < needed
+    )
+    if options.patience_s is not None and now - since > options.patience_s:
+        waited = seconds(options.patience_s)
+        reason = f"rolled back: not shown to be good enough within {waited}: {figures}; evidence {lacking}"
+        return progress, Verdict(canary.revision, False, reason), ""
+    return progress, None, f"{place}; waits for evidence: {lacking}"
+
+
+def _requests_before(progress: Progress) -> float:
+    return progress.marks[0].canary.requests
+
+
+def _quantiles(options: Options, canary: Arm, stable: Arm) -> list[str]:
+    name = f"p{100 * options.latency_quantile:g}"
+    pair = [latency.quantile_s(arm.statistics.latency, options.latency_quantile) for arm in (canary, stable)]
+    if pair[0] is None or pair[1] is None:
+        return []
+    return [f"{name} {seconds(pair[0])}, stable {seconds(pair[1])}"]
+
+
+def _place(options: Options, progress: Progress) -> str:
+    share = percent(options.steps[progress.step])
+    return f"step {progress.step + 1} of {len(options.steps)} ({share} to revision {progress.revision})"
+
+
+def _listed(steps: Sequence[float]) -> str:
+    return ", ".join(f"{share:g}" for share in steps) or "none"
+
+
+def _times(log_evidence: float) -> str:
+    return f"{math.exp(log_evidence):,.3g}" if log_evidence < 18 else "over 10⁷"
+
+
+plug = Canary()
