@@ -162,7 +162,7 @@ def _compare_numbers(one: NDArray[np.generic], other: NDArray[np.generic], where
     found.values += a.size
     found.max_abs = max(found.max_abs, float(finite.max(initial=0.0)))
     found.max_rel = max(found.max_rel, float(relative.max(initial=0.0)))
-    if np.any(apart > ABSOLUTE + RELATIVE * largest):
+    if np.any(np.isinf(apart) | (apart > ABSOLUTE + RELATIVE * largest)):
         found.equal = False
     if a.ndim >= 1 and a.shape[-1] >= 2 and a.size and one.dtype.kind == "f" and _scores(a, where):
         rows, others = a.reshape(-1, a.shape[-1]), b.reshape(-1, a.shape[-1])
