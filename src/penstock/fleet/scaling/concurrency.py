@@ -18,10 +18,12 @@ class Concurrency:
         return read(knative.Options, given, f"scaling {self.name}")
 
     def size(self, options: knative.Options, load: Load) -> Size:
-        samples = [(sample.at, sample.concurrency) for sample in load.samples]
+        recent = knative.recent(options, load.samples)
+        samples = [(sample.at, sample.concurrency) for sample in recent]
         decision = knative.decide(
-            options, samples, now=load.now, ready=load.ready, wished=load.wished, memory=load.memory, what="in flight"
-        )
+            options, samples, now=load.now, ready=load.ready, wished=load.wished, memory=load.memory, what="in flight",
+            arrivals=[(sample.at, sample.requests_per_s) for sample in recent],
+        )  # fmt: skip
         return Size(decision.replicas, decision.reason, decision.memory)
 
 

@@ -1,12 +1,14 @@
 """Grows while requests wait too long for a replica; for models of which nobody knows how much one replica carries.
 
 Theory of operation. The wait is the 95th percentile that routers measured, or what Little's law makes of those that
-are held. When it exceeds `goal_s` twice in a row, the size is multiplied by `growth`, once per `settle_s` and only when
-what was wished before is ready. Every such time teaches something: at this rate so many replicas were too few.
-Shrinking is slow, one step of at most a tenth per `calm_s` without a wait above half the goal, and never to a size of
-which a replica would have to carry more than `trust` times what was once too much for one. So under constant load it
-comes to rest, instead of trying again and again how few replicas are too few. What was learned is forgotten after
-`forget_s`.
+are held. It is too long when it exceeds twice `goal_s` two seconds in a row, or `goal_s` in half of the last ten. Then
+the size is multiplied by `growth`, or by more when the backlog shows how much less is served than comes; once per
+`settle_s` and only when what was wished before is ready. Every such time
+teaches something: at this rate so many replicas were too few. Shrinking is slow: one step of at most a tenth per
+`calm_s` without a wait above half the goal, and never to a size of which a replica would have to carry more than
+`trust` times what was once too much for one. A growth soon after a shrinking makes the next wait for calm four times
+longer. So under constant load it comes to rest, instead of trying again and again how few replicas are too few. What
+was learned is forgotten after `forget_s`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from penstock.fleet.policy_options import option, read
 from penstock.fleet.scaling import Load, Size
 
 RATE_WINDOW_S = 60.0
+LASTING = 10  # seconds looked at for a wait that lasts
+MOST_GROWTH = 10
+REGRET_S = 900.0  # a growth so soon after a shrinking takes it back
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +62,20 @@ class QueueWait:
         if not load.samples:
             return Size(before, "no samples: what there is stays", load.memory)
         rate = _average_rate(load)
-        waits = [max(s.queue_wait_s, s.waiting / max(rate, 1.0)) for s in load.samples[-2:]]
+        waits = [max(s.queue_wait_s, s.waiting / max(rate, 1.0)) for s in load.samples[-LASTING:]]
         memory = dict(load.memory)
-        if "limit_at" in memory and load.now - _number(memory, "limit_at") >= options.forget_s:
-            del memory["limit"], memory["limit_at"]
+        if "learned_at" in memory and load.now - _number(memory, "learned_at") >= options.forget_s:
+            for learned in ("limit", "learned_at", "patience"):
+                memory.pop(learned, None)
         last = load.samples[-1]
         if before == 0:
             demand = last.waiting > 0 or last.concurrency > 0 or last.requests_per_s > 0
-            memory |= {"calm_since": load.now, "grown_at": load.now} if demand else {}
+            memory |= {"calm_since": load.now} if demand else {}
             return Size(int(demand), "requests arrive at zero" if demand else "nothing arrives", memory)
-        if min(waits) > options.goal_s and len(waits) == 2:
+        acute = len(waits) >= 2 and min(waits[-2:]) > 2 * options.goal_s
+        if acute or sum(wait > options.goal_s for wait in waits) * 2 >= LASTING:
             return self._grow(options, load, before, rate, waits, memory)
-        if max(waits) > options.goal_s / 2:
+        if max(waits[-2:]) > options.goal_s / 2:
             memory["calm_since"] = load.now
         return self._shrink(options, load, before, rate, memory)
 
@@ -82,13 +89,16 @@ class QueueWait:
             return Size(before, f"{reason}; grew {since:.0f} s ago", memory)
         if load.ready and rate:
             limit = rate / load.ready
-            memory |= {"limit": min(limit, _number(memory, "limit", math.inf)), "limit_at": load.now}
+            memory |= {"limit": min(limit, _number(memory, "limit", math.inf)), "learned_at": load.now}
+        if load.now - _number(memory, "shrunk_at", -math.inf) < REGRET_S:
+            memory |= {"patience": min(_number(memory, "patience", 1.0) * 4, 64.0), "learned_at": load.now}
         memory["grown_at"] = load.now
-        return Size(max(before + 1, math.floor(before * options.growth)), reason, memory)
+        wished = max(before + 1, math.floor(before * options.growth), min(_needed(options, load), before * MOST_GROWTH))
+        return Size(wished, reason, memory)
 
     def _shrink(self, options: Options, load: Load, before: int, rate: float, memory: dict[str, object]) -> Size:
         calm = load.now - _number(memory, "calm_since", load.samples[0].at)
-        if calm < options.calm_s:
+        if calm < options.calm_s * _number(memory, "patience", 1.0):
             return Size(before, f"no wait for {calm:.0f} s", memory)
         fewer = before - max(1, before // 10)
         busy = rate > 0 or load.samples[-1].concurrency > 0
@@ -97,8 +107,18 @@ class QueueWait:
             fewer = max(fewer, 1, math.ceil(rate / (limit * options.trust)) if limit < math.inf else 1)
         if fewer >= before:
             return Size(before, f"no wait; {rate:.3g} requests/s need {before}, as was learned", memory)
-        memory["calm_since"] = load.now
+        memory |= {"calm_since": load.now, "shrunk_at": load.now}
         return Size(fewer, f"no wait for {calm:.0f} s at {rate:.3g} requests/s", memory)
+
+
+def _needed(options: Options, load: Load) -> int:
+    """Replicas for what arrives, when a backlog shows what those that are ready serve; 0 when nothing shows it."""
+    last = load.samples[-3:]
+    if load.ready == 0 or len(last) < 2 or any(sample.waiting == 0 for sample in last):
+        return 0
+    arrived = sum(sample.requests_per_s for sample in last[1:])
+    served = arrived - (last[-1].waiting - last[0].waiting)
+    return math.ceil(arrived / served * load.ready / options.trust) if served > 0 else 0
 
 
 def _average_rate(load: Load) -> float:

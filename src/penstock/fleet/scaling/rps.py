@@ -24,10 +24,12 @@ class RequestsPerSecond:
         return read(Options, given, f"scaling {self.name}")
 
     def size(self, options: Options, load: Load) -> Size:
-        samples = [(sample.at, sample.requests_per_s) for sample in load.samples]
+        recent = knative.recent(options, load.samples)
+        samples = [(sample.at, sample.requests_per_s) for sample in recent]
         decision = knative.decide(
-            options, samples, now=load.now, ready=load.ready, wished=load.wished, memory=load.memory, what="requests/s"
-        )
+            options, samples, now=load.now, ready=load.ready, wished=load.wished, memory=load.memory, what="requests/s",
+            arrivals=samples,
+        )  # fmt: skip
         replicas = decision.replicas
         if replicas == 0 and load.samples and load.samples[-1].concurrency > 0:
             return Size(1, f"requests still run; {decision.reason}", decision.memory)  # long ones arrive rarely
