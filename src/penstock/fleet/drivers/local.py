@@ -69,10 +69,11 @@ class Local:
             if kept.ended_at is None and kept.pid is not None:
                 known = process.Identity(kept.pid, kept.started_ticks, kept.boot)
                 pidfd = await self._in_thread(process.open_again, known, kept.marker)
-            if kept.pid is None or (pidfd is None and (kept.stop_by is not None or kept.forgotten)):
-                # Nobody knows it, or everybody has done with it.
-                await self._in_thread(self._end_unknown, kept)
+            if kept.ended_at is None and (kept.pid is None or (pidfd is None and kept.stop_by is not None)):
+                await self._in_thread(self._end_unknown, kept)  # half started, or stopped while nobody looked
                 continue
+            if kept.ended_at is not None and (kept.forgotten or kept.stop_by is not None):
+                continue  # only its log is there still
             life = self._lives[kept.id] = Life(folder, kept, self._threads, self.changed.set)
             if pidfd is not None:
                 life.take_over(pidfd)
@@ -222,10 +223,9 @@ class Local:
         groups.kill(folders)
         process.kill_all(kept.marker)
         groups.remove(folders)
-        if kept.ended_at is None:
-            kept.ended_at, kept.forgotten = time.time(), True
-            with contextlib.suppress(OSError):
-                record.write(self._replicas / kept.id, kept)
+        kept.ended_at, kept.forgotten = time.time(), True
+        with contextlib.suppress(OSError):
+            record.write(self._replicas / kept.id, kept)
 
     def _end_orphans(self) -> None:
         """Ends what carries this fleet's marker and belongs to no replica."""

@@ -92,9 +92,11 @@ class Life:
         """Goes on with a process that an earlier controller started."""
         self._begun.set()
         self._watch(pidfd)
-        if self.record.stop_by is not None:
+        if self.record.reason:
+            self._spawn(self._end_remains())
+        elif self.record.stop_by is not None:
             self._set(ReplicaState.DRAINING)
-            self._spawn(self._stop())
+            self._spawn(self._stop(adopted=True))
         elif self.record.http:
             self._set(ReplicaState.READY)
             self._spawn(self._look_after())
@@ -240,10 +242,12 @@ class Life:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._died.wait(), _PROBE_S)
 
-    async def _stop(self) -> None:
+    async def _stop(self, adopted: bool = False) -> None:
         await self._write()
         await self._begun.wait()
-        self._signal(signal.SIGTERM)
+        # A second SIGTERM would cut what is in flight. Whether a controller that died had sent one, its replica knows.
+        if not adopted or not self.record.http or await health.ready(self.record.http, _PROBE_TIMEOUT_S):
+            self._signal(signal.SIGTERM)
         while not self._died.is_set() and (left := (self.record.stop_by or 0.0) - time.monotonic()) > 0:
             self._kill_at.clear()
             waits = [asyncio.ensure_future(self._died.wait()), asyncio.ensure_future(self._kill_at.wait())]
