@@ -263,7 +263,7 @@ class Store:
             rows.event(connection, name, "switched", f"revision {number} serves all{': ' if why else ''}{why}", now)
 
     def decided(
-        self, experiment: int, *, memory: Mapping[str, object], weights: Mapping[int, float], alarms: Sequence[str],
+        self, experiment: int, memory: Mapping[str, object], weights: Mapping[int, float], alarms: Sequence[str],
         explanation: str,
     ) -> None:  # fmt: skip
         """Keeps what a policy decided. The counter stays: the route table moves it when weights changed."""
