@@ -30,7 +30,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _STEPS = 60  # of bisection: as many as halve 1 down to what a float can tell apart
-_BETS = 0.5 * 0.5 ** np.arange(13)  # λ: the best one is about √(2 log(1/α) / (n·variance)); these serve n up to 10⁹
+_BETS = np.array([0.9, 0.7, *(0.5 * 0.5 ** np.arange(13))])  # λ < 1; √(2 log(1/α) / (n·variance)) is best: n to 10⁹
 _COSTS = -np.log1p(-_BETS) - _BETS
 _TOLERANCE = 0.01  # of log evidence over two means; what is given back is below the true value
 
@@ -154,7 +154,12 @@ def _log_wealth_above(sample: Sample, means: Floats) -> Floats:
         return mixture
     distance = sample.total - sample.count * means
     spread = np.maximum(sample.squares - 2 * means * sample.total + sample.count * means**2, 0.0)
-    bets = np.multiply.outer(distance, _BETS) - np.multiply.outer(spread, _COSTS)
+    # As a function of the mean a bet is a parabola that may rise at first. Its smallest value up to the mean, at one
+    # end as it is concave, is no more than the bet, and falls.
+    bets = np.minimum(
+        np.multiply.outer(distance, _BETS) - np.multiply.outer(spread, _COSTS),
+        sample.total * _BETS - sample.squares * _COSTS,
+    )
     top = bets.max(axis=-1)
     bounded: Floats = np.logaddexp(mixture, top + np.log(np.exp(bets - top[..., None]).mean(axis=-1))) - math.log(2)
     return bounded
