@@ -60,7 +60,8 @@ class Tenants:
         tenants = tuple(tenants)
         if tenants == self._tenants:
             return  # tables change often, their tenants seldom
-        accounts, by_mark = {}, {}
+        accounts: dict[str, _Account] = {}
+        by_mark: dict[bytes, tuple[bytes, _Account]] = {}
         for tenant in tenants:
             account = self._accounts.get(tenant.name)
             if account is None:
