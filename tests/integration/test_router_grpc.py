@@ -65,7 +65,7 @@ async def test_known_unary_methods_pass_alike_and_get_the_deployments_timeout() 
         assert await call == infer_request("m")
         lead, trail = dict(await call.initial_metadata()), dict(await call.trailing_metadata())
         assert lead["lead-bin"] == b"\x00\xff" and lead["penstock-revision"] == "7" and trail["count"] == "1"
-        assert replica.remaining_s is not None and 50 < replica.remaining_s <= 60
+        assert replica.remaining_s is not None and 50 < replica.remaining_s < 61
 
 
 @pytest.mark.parametrize("method", [SERVICE + "Fail", INFER.replace("ModelInfer", "ModelConfig")])
@@ -281,21 +281,21 @@ async def test_unavailable_is_asked_again_only_where_that_does_no_harm(idempoten
         peer() as one,
         peer() as other,
         router(endpoint("m", one.address, other.address, requests=requests)) as front,
+        channel(front.address) as client,
     ):
-        async with channel(front.address) as client:
-            run = one._run
-            one._run = lambda what, context: run("Fail", context)  # type: ignore[method-assign]
-            codes = []
-            for _ in range(12):
-                try:
-                    await client.unary_unary(INFER)(infer_request("m"))
-                    codes.append(grpc.StatusCode.OK)
-                except grpc.aio.AioRpcError as error:
-                    codes.append(error.code())
-            if idempotent:  # as far as the budget goes: three in ten seconds
-                assert one.calls >= 3 and codes[:3] == [grpc.StatusCode.OK] * 3
-            else:
-                assert one.calls + other.calls == 12 and codes.count(grpc.StatusCode.UNAVAILABLE) == one.calls
+        run = one._run
+        one._run = lambda what, context: run("Fail", context)  # type: ignore[method-assign]
+        codes = []
+        for _ in range(40):
+            try:
+                await client.unary_unary(INFER)(infer_request("m"))
+                codes.append(grpc.StatusCode.OK)
+            except grpc.aio.AioRpcError as error:
+                codes.append(error.code())
+        if idempotent:  # as far as the budget goes: three in ten seconds
+            assert one.calls >= 3 and codes[:3] == [grpc.StatusCode.OK] * 3
+        else:
+            assert one.calls + other.calls == 40 and codes.count(grpc.StatusCode.UNAVAILABLE) == one.calls
 
 
 async def test_a_replica_that_left_the_table_ends_its_calls_first() -> None:
@@ -325,14 +325,14 @@ async def test_sessions_stay_with_their_replica() -> None:
         peer() as one,
         peer() as other,
         router(endpoint("m", one.address, other.address, requests=sticky)) as front,
+        channel(front.address) as client,
     ):
-        async with channel(front.address) as client:
-            for user in range(8):
-                before = one.calls, other.calls
-                for _ in range(4):
-                    await client.unary_unary(INFER)(infer_request("m"), metadata=(("session", f"user{user}"),))
-                assert 4 in (one.calls - before[0], other.calls - before[1])
-            assert one.calls and other.calls
+        for user in range(8):
+            before = one.calls, other.calls
+            for _ in range(4):
+                await client.unary_unary(INFER)(infer_request("m"), metadata=(("session", f"user{user}"),))
+            assert 4 in (one.calls - before[0], other.calls - before[1])
+        assert one.calls and other.calls
 
 
 async def test_logged_endpoints_answer_with_a_token() -> None:
