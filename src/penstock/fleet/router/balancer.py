@@ -46,8 +46,8 @@ class Balancer:
     ) -> None:  # fmt: skip
         self.clock = clock
         self._call_later = call_later
-        self._on_sleeping = on_sleeping
-        self._on_gone = on_gone
+        self.on_sleeping = on_sleeping
+        self.on_gone = on_gone
         self.table: CompiledTable = EMPTY
         self.services: dict[str, Service] = {}
         self.failing: set[str] = set()  # ids that failed since it was last emptied, for the report
@@ -103,7 +103,7 @@ class Balancer:
     def _gone(self, upstream: Upstream) -> None:
         upstream.gone = True
         upstream.limit = 0
-        self._on_gone(upstream)
+        self.on_gone(upstream)
 
     def _end(self, service: Service) -> None:
         service.gone = True
@@ -145,6 +145,15 @@ class Balancer:
             meter.present += 1
             if not again:
                 meter.arrived += 1
+        return upstream
+
+    def acquire_in(self, lane: Lane, now: float) -> Upstream | None:
+        """A place at a replica of this very lane, for a copy of a request; None when none is free."""
+        upstream = None if lane.waiting else self._pick(lane, None, None)
+        if upstream is not None:
+            upstream.in_flight += 1
+            lane.meter.enter(now)
+            lane.meter.arrived += 1
         return upstream
 
     def release(self, upstream: Upstream, now: float) -> None:
@@ -262,7 +271,7 @@ class Balancer:
             lane.meter.leave(self.clock())
             out.item.held.refused(full)
         if lane.revision == 0:
-            self._on_sleeping(service)
+            self.on_sleeping(service)
         return None
 
     def _serve(self, lane: Lane) -> None:

@@ -75,6 +75,10 @@ class Mirror(Protocol):
 
     def compare(self, endpoint: Endpoint, live: Answer, shadow: Answer) -> None: ...
 
+    def skip(self, endpoint: Endpoint, why: str) -> None:
+        """This request is not copied: `too_large`, `behind` (no replica of the shadow is free), `failed`."""
+        ...
+
 
 class TableUser(Protocol):
     """What else wants to know each new table."""

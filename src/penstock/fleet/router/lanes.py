@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.core.errors import PenstockError
 from penstock.fleet.router.budget import RetryBudget
 from penstock.fleet.router.fair import FairQueue, Ticket
+from penstock.fleet.router.tally import Tally
 from penstock.fleet.routes import Endpoint
 from penstock.fleet.routes import Upstream as Address
+
+if TYPE_CHECKING:
+    from penstock.fleet.router.upstream import UpstreamConnection
 
 NO_LIMIT = 1 << 60
 _MOST_WAITS = 10_000  # of one second, kept for their quantile
@@ -69,14 +73,14 @@ class Upstream:
         self.failures = 0  # in a row
         self.ejected = False
         self.gone = False  # out of the table; what it has still ends
-        self.pool: object = None  # of connections; the HTTP front's own
+        self.pool: list[UpstreamConnection] = []  # idle ones, the last used at the end
 
 
 class Lane:
     """One revision of an endpoint, with the requests that wait for its replicas. Revision 0 is the lane of those that
     wait although no revision has a replica."""
 
-    __slots__ = ("ejected", "limit", "meter", "queue", "revision", "service", "upstreams", "weight")
+    __slots__ = ("ejected", "limit", "meter", "queue", "revision", "service", "stamp", "tally", "upstreams", "weight")
 
     def __init__(self, service: Service, revision: int, now: float) -> None:
         self.service = service
@@ -87,6 +91,8 @@ class Lane:
         self.limit = NO_LIMIT  # per upstream
         self.meter = Meter(now)
         self.queue: FairQueue[Waiter] | None = None  # made when somebody waits
+        self.tally = Tally()
+        self.stamp = b"penstock-revision: %d\r\n" % revision  # a header line of its answers
 
     @property
     def waiting(self) -> int:

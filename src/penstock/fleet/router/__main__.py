@@ -1,0 +1,5 @@
+"""`python -m penstock.fleet.router`."""
+
+from penstock.fleet.router.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,348 @@
+"""The HTTP front of a router: accepts callers, keeps time and connections, drains them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import socket
+from collections.abc import Awaitable
+from typing import Final, Protocol
+
+from penstock.core.errors import Internal, NotReady, PenstockError, Unsupported
+from penstock.fleet.router.answer_head import AnswerReader
+from penstock.fleet.router.balancer import Balancer
+from penstock.fleet.router.client import Call, ClientConnection
+from penstock.fleet.router.deadlines import Deadlines
+from penstock.fleet.router.exchange import Exchange
+from penstock.fleet.router.follower import Follower
+from penstock.fleet.router.hooks import Hooks
+from penstock.fleet.router.http_options import HttpOptions
+from penstock.fleet.router.lanes import Upstream
+from penstock.fleet.router.own import OwnPaths, wall_clock
+from penstock.fleet.router.plan import Plan, Said, plan
+from penstock.fleet.router.request_head import Head, HeadReader
+from penstock.fleet.router.upstream import Receiver, UpstreamConnection
+from penstock.fleet.routes import Tenant
+
+log = logging.getLogger("penstock.router")
+
+# So long after draining begins, idle connections are kept: a request may be on its way on one.
+_LAST_REQUESTS_S: Final = 0.25
+_SPARE_REFUSALS = 1000  # connections over the limit that are told so; more are dropped without a word
+_TABLE_WAIT = "the router has no table yet; it waits for the controller"
+
+
+class Caller(Receiver, Protocol):
+    """Who wants a connection."""
+
+    def connected(self, connection: UpstreamConnection, hedge: bool) -> bool:
+        """Whether it is wanted still."""
+
+    def unreachable(self, upstream: Upstream, hedge: bool) -> None:
+        """There is none. The place at the upstream was given back."""
+
+
+class HttpFront:
+    """All methods are for the loop's thread. `start`, then `drain`."""
+
+    def __init__(self, balancer: Balancer, hooks: Hooks, options: HttpOptions | None = None) -> None:
+        self.balancer = balancer
+        self.hooks = hooks
+        self.options = options or HttpOptions()
+        self.loop = asyncio.get_running_loop()
+        self.clock = self.loop.time
+        self.now = self.clock()  # as of the last tick
+        self.heads = HeadReader(self.options.max_header_bytes, self.options.max_headers)
+        self.answers = AnswerReader()
+        self.deadlines = Deadlines(self.clock, self.loop.call_later)
+        self.follower: Follower | None = None  # for the metrics
+        self.draining = False
+        self.abandoned = 0  # requests whose caller left before the answer
+        self.refused: dict[str, int] = {}  # by reason: a closed set
+        self.errors: dict[tuple[str, str], int] = {}  # answers of the router's own, by deployment and type
+        self._own = OwnPaths(self)
+        self._connections: set[ClientConnection] = set()
+        self._serving = 0
+        self._empty = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
+        self._tick_handle: asyncio.TimerHandle | None = None
+
+    @property
+    def connections_open(self) -> int:
+        return len(self._connections)
+
+    async def start(self, listening: socket.socket) -> None:
+        """Accepts callers from a socket that listens, perhaps in other processes too."""
+        listening.setblocking(False)
+        server = await self.loop.create_server(
+            lambda: ClientConnection(self), sock=listening, backlog=self.options.backlog
+        )
+        self._servers.append(server)
+        if self._tick_handle is None:
+            self._tick()
+
+    def stop_accepting(self) -> None:
+        """Closes our hold of the sockets; other processes go on with theirs."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    async def drain(self, grace_s: float) -> int:
+        """Accepts no more, lets what is on its way end for `grace_s`, and says how many connections had to be cut."""
+        self.draining = True
+        self.stop_accepting()
+        give_up = self.clock() + grace_s
+        await self._emptied(min(grace_s, _LAST_REQUESTS_S))
+        for connection in tuple(self._connections):
+            connection.wind_down()
+        await self._emptied(give_up - self.clock())
+        left = tuple(self._connections)
+        for connection in left:
+            connection.cut()
+        if left:
+            await self._emptied(1.0)
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+            self._tick_handle = None
+        for task in tuple(self._tasks):
+            task.cancel()
+        for service in self.balancer.services.values():
+            for lane in service.lanes:
+                for upstream in lane.upstreams:
+                    self.forget(upstream)
+        return len(left)
+
+    # --- called by connections ------------------------------------------------------------------------------------
+
+    def add(self, connection: ClientConnection) -> bool:
+        """Whether the connection is served; else it is one too many."""
+        self._connections.add(connection)
+        if self._serving < self.options.max_connections:
+            self._serving += 1
+            return True
+        if len(self._connections) > self.options.max_connections + _SPARE_REFUSALS:
+            connection.cut()
+        return False
+
+    def remove(self, connection: ClientConnection, served: bool) -> None:
+        self._connections.discard(connection)
+        self._serving -= served
+        if not self._connections:
+            self._empty.set()
+
+    def refuse(self, reason: str) -> None:
+        """Counts a request, or a connection, that broke a limit or a rule."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def count_error(self, deployment: str, error: PenstockError) -> None:
+        """Counts an answer that the router gave itself."""
+        key = (deployment, type(error).__name__)
+        self.errors[key] = self.errors.get(key, 0) + 1
+
+    def plan(self, head: Head) -> Plan:
+        """What to do with a request, by the table of now."""
+        table = self.balancer.table
+        known = head.plan
+        if isinstance(known, Plan) and known.table is table:
+            return known
+        try:
+            own = self._own.find(head)
+        except Unsupported as error:
+            made = Plan(table, head, None, error)
+        else:
+            if own is not None:
+                made = Plan(table, head, None, None)
+                made.own = own
+            elif not table.version:
+                made = Plan(table, head, None, NotReady(_TABLE_WAIT, retry_after_s=1.0))
+            else:
+                made = plan(head, table, self.balancer.services)
+        head.plan = made
+        return made
+
+    def authenticate(self, head: Head) -> Tenant | None:
+        """Raises: Unauthenticated."""
+        tenants = self.hooks.tenants
+        if not tenants.required:
+            return None
+        return tenants.authenticate(head.get(b"authorization"), head.get(b"x-api-key"))
+
+    def call(
+        self, client: ClientConnection, head: Head, made: Plan, body: bytes, streams: bool, began: float
+    ) -> Call:  # fmt: skip
+        """What answers a request; it is begun by the caller."""
+        if made.own is not None:
+            return _OwnCall(self, client, head, made.own, body)
+        tenant, weight = "", 1.0
+        error = made.error
+        if self.hooks.tenants.required:
+            try:
+                known = self.authenticate(head)
+                if known is not None and made.service is not None:
+                    self.hooks.tenants.admit(known, made.service.endpoint.name, wall_clock())
+                    tenant, weight = known.name, known.weight
+            except PenstockError as refusal:
+                error = refusal
+        if error is not None:
+            return _ErrorCall(self, client, head, error)
+        return Exchange(self, client, head, made, body, streams, began, tenant, weight)
+
+    def connect(self, upstream: Upstream, caller: Caller, hedge: bool) -> None:
+        """Opens a connection to a replica for `caller`, who holds a place there."""
+        task = self.loop.create_task(self._connect(upstream, caller, hedge))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def forget(self, upstream: Upstream) -> None:
+        """Closes the idle connections to a replica that left the table."""
+        pool, upstream.pool = upstream.pool, []
+        for connection in pool:
+            connection.cut()
+
+    # --------------------------------------------------------------------------------------------------------------
+
+    async def _connect(self, upstream: Upstream, caller: Caller, hedge: bool) -> None:
+        host, _, port = upstream.http.rpartition(":")
+        connection: UpstreamConnection | None = None
+        try:
+            async with asyncio.timeout(self.options.connect_timeout_s):
+                _, connection = await self.loop.create_connection(
+                    lambda: UpstreamConnection(self, upstream), host.strip("[]"), int(port)
+                )
+        except (OSError, TimeoutError, ValueError):
+            pass
+        except asyncio.CancelledError:
+            self.balancer.release(upstream, self.clock())
+            raise
+        try:
+            if connection is None or not connection.open:
+                self.balancer.failed(upstream)
+                self.balancer.release(upstream, self.clock())
+                caller.unreachable(upstream, hedge)
+            elif not caller.connected(connection, hedge):
+                self.balancer.release(upstream, self.clock())
+                connection.idle_since = self.now
+                upstream.pool.append(connection)
+                if upstream.gone:
+                    self.forget(upstream)
+        except Exception:
+            log.exception("sending a request failed")
+
+    async def _emptied(self, timeout_s: float) -> None:
+        self._empty.clear()
+        if self._connections and timeout_s > 0:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._empty.wait()
+            except TimeoutError:
+                pass
+
+    def _tick(self) -> None:
+        self._tick_handle = self.loop.call_later(self.options.tick_s, self._tick)
+        now = self.now = self.clock()
+        try:
+            for connection in tuple(self._connections):
+                connection.check(now)
+            for service in self.balancer.services.values():
+                for lane in service.lanes:
+                    for upstream in lane.upstreams:
+                        self._close_idle(upstream, now)
+        except Exception:
+            log.exception("the front's tick failed")
+
+    def _close_idle(self, upstream: Upstream, now: float) -> None:
+        """Those used least recently are at the beginning."""
+        pool = upstream.pool
+        count = 0
+        while count < len(pool) and now - pool[count].idle_since > self.options.upstream_idle_s:
+            count += 1
+        if count:
+            idle, upstream.pool = pool[:count], pool[count:]
+            for connection in idle:
+                connection.cut()
+
+
+class _ErrorCall:
+    """A request that is answered with an error at once."""
+
+    __slots__ = ("_client", "_error", "_front", "_head")
+
+    def __init__(self, front: HttpFront, client: ClientConnection, head: Head, error: PenstockError) -> None:
+        self._front = front
+        self._client = client
+        self._head = head
+        self._error = error
+
+    def begin(self) -> None:
+        self.fail(self._error)
+
+    def fail(self, error: PenstockError) -> None:
+        self._front.count_error("", error)
+        self._client.fail(error, self._head)
+
+    def more(self, data: bytes) -> None: ...
+
+    def no_more(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+    def client_full(self, full: bool) -> None: ...
+
+
+class _OwnCall:
+    """A request for one of the router's own paths."""
+
+    __slots__ = ("_body", "_client", "_front", "_head", "_own", "_task")
+
+    def __init__(self, front: HttpFront, client: ClientConnection, head: Head, own: object, body: bytes) -> None:
+        self._front = front
+        self._client = client
+        self._head = head
+        self._own = own
+        self._body = body
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        assert callable(self._own)
+        said = self._own(self._head, self._body)
+        if inspect.isawaitable(said):
+            self._task = self._front.loop.create_task(self._later(said))
+        else:
+            self._reply(said)
+
+    async def _later(self, awaited: Awaitable[Said]) -> None:
+        try:
+            said = await awaited
+        except PenstockError as error:
+            self._task = None
+            self.fail(error)
+        except asyncio.CancelledError:
+            if self._task is not None:  # not by the caller's leaving
+                self.fail(NotReady("the router is stopping", retry_after_s=1.0))
+        except Exception:
+            log.exception("answering a path of the router's own failed")
+            self.fail(Internal("internal error; the router's log has the traceback"))
+        else:
+            self._task = None
+            self._reply(said)
+
+    def _reply(self, said: Said) -> None:
+        status, body, content_type = said
+        self._client.reply(status, body, self._head, content_type)
+
+    def fail(self, error: PenstockError) -> None:
+        self._front.count_error("", error)
+        self._client.fail(error, self._head)
+
+    def more(self, data: bytes) -> None: ...
+
+    def no_more(self) -> None: ...
+
+    def abandon(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+
+    def client_full(self, full: bool) -> None: ...

@@ -1,0 +1,76 @@
+"""What follows from a request's head under one table: whose it is, and what its replica is sent of it. Kept with the
+head, so that a client which repeats itself costs a look at the table's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from penstock.core.errors import InvalidInput, NotFound, PenstockError
+from penstock.fleet.router.request_head import Head
+from penstock.fleet.router.table import CompiledTable
+
+if TYPE_CHECKING:
+    from penstock.fleet.router.lanes import Service
+
+Said = tuple[int, bytes, str]
+"""An answer of the router's own: status, body, content type."""
+
+Own = Callable[[Head, bytes], Awaitable[Said] | Said]
+"""What answers one of the router's own paths. Raises: PenstockError."""
+
+_KEYS: Final = frozenset((b"authorization", b"x-api-key"))
+_SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+
+
+class Plan:
+    """Either `error`, `service` or `own` says what to do. Immutable once it is made."""
+
+    __slots__ = (
+        "error", "own", "plain", "ready", "ready_probe", "repeatable", "service", "start", "table", "timeout_line",
+        "timeout_s",
+    )  # fmt: skip
+
+    def __init__(self, table: CompiledTable, head: Head, service: Service | None, error: PenstockError | None) -> None:
+        self.table = table
+        self.service = service
+        self.error = error
+        self.own: Own | None = None
+        self.start = b""
+        self.ready = b""
+        self.timeout_s = head.timeout_s or 60.0
+        self.plain = False
+        self.repeatable = False
+        self.ready_probe = False
+        if service is None:
+            return
+        endpoint = service.endpoint
+        requests = endpoint.requests
+        self.timeout_s = requests.timeout_s if head.timeout_s is None else head.timeout_s
+        # Requests that may be sent twice: the owner says so, or HTTP does.
+        self.repeatable = requests.idempotent or head.method in _SAFE
+        # Nothing but a draw and a replica: no key, no user, no log, no copy, no second try beside.
+        self.plain = not (
+            table.table.tenants or endpoint.logged or endpoint.contextual or endpoint.sticky or endpoint.shadow
+            or requests.affinity or requests.hedge_after_s
+        )  # fmt: skip
+        self.ready_probe = head.method == b"GET" and head.path == f"/v2/models/{endpoint.name}/ready"
+        self.start = head.onward(_KEYS if table.table.tenants else frozenset())
+        length = b"" if head.length is None else b"Content-Length: %d\r\n" % head.length
+        self.ready = b"%b%b%b\r\n" % (self.start, length, timeout_line(self.timeout_s))
+
+
+def timeout_line(seconds: float) -> bytes:
+    """The header that tells a replica how much time is left; at least 1 ms, since nothing would mean none at all."""
+    return b"Penstock-Timeout-Ms: %d\r\n" % max(1, round(seconds * 1e3))
+
+
+def plan(head: Head, table: CompiledTable, services: dict[str, Service]) -> Plan:
+    """The plan of a request that is not for one of the router's own paths."""
+    if not head.path.startswith("/"):
+        return Plan(table, head, None, InvalidInput("the target * is for nobody here"))
+    endpoint = table.endpoint_for(head.host.decode("latin-1"), head.path, head.headers())
+    service = None if endpoint is None else services.get(endpoint.name)
+    if service is None:
+        return Plan(table, head, None, NotFound(f"no deployment answers {head.path[:256]}"))
+    return Plan(table, head, service, None)
