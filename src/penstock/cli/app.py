@@ -36,6 +36,8 @@ COMMANDS = {
     "delete": "penstock.cli.delete",
     "tenants": "penstock.cli.tenants",
     "down": "penstock.cli.down",
+    "graph": "penstock.cli.graph",
+    "evaluate-policy": "penstock.cli.evaluate_policy",
     "version": "penstock.cli.version",
 }
 

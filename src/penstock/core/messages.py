@@ -31,6 +31,7 @@ class Timings:
     compute_output_s: float = 0.0  # crossing back and splitting
     batch_rows: int = 0
     release: str = ""  # why the batch was closed: see runtime/batching/policy.py
+    steps: tuple[tuple[str, float], ...] = ()  # of a graph: each step's name and seconds, in the order they ended
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,6 @@ from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
 from penstock.core.servable import Signature
 from penstock.runtime.batching import streams
 from penstock.runtime.batching.batcher import Batcher
-from penstock.runtime.checking import RequestCheck
 
 # Of one request with more rows than a batch: enough to keep any pool of workers busy, few enough to leave room in the
 # queue for other callers.
@@ -29,8 +28,10 @@ class Answering(Protocol):
     """A version that answers here. `timeout_s` is the deadline of requests that bring none."""
 
     signature: Signature
-    check: RequestCheck
     batcher: Batcher
+
+    @property
+    def check(self) -> Callable[[Request], tuple[Hashable, int]]: ...
 
     @property
     def timeout_s(self) -> float: ...

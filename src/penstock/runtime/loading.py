@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import cast
 
 from penstock import plugins
+from penstock.core.door import Door
 from penstock.core.errors import InvalidInput, LoadError, PenstockError
 from penstock.core.resources import Device, deal, parse_device
 from penstock.core.servable import Adapter, LoadContext
@@ -28,6 +29,8 @@ from penstock.runtime.batching.ledger import Occupancy
 from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.checking import RequestCheck
 from penstock.runtime.disk import from_disk
+from penstock.runtime.graph_loading import bring_up
+from penstock.runtime.graphs.files import ADAPTER as GRAPH
 from penstock.runtime.sizing import OWN_WORD, asked_to_join, batch_limits, size_bytes, worker_count
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import InlineCopy, LoadedVersion
@@ -63,19 +66,23 @@ async def load(
     serial: int,
     on_change: Callable[[], None],
     whole: bool = False,
+    door: Door | None = None,
 ) -> LoadedVersion:
     """A version that has answered a real warm-up through its real path. `on_change` is called when its workers change.
     `serial` is another one for every load of this process. With `whole` it has all its workers, because it is to
-    replace one that has; else the others start while the first one serves.
+    replace one that has; else the others start while the first one serves. A graph asks through `door`.
 
     Raises:
         LoadError, InvalidInput: it could not be loaded, warmed or checked; nothing of it is left running.
     """
     loaded = LoadedVersion(wished, version, metrics.model(wished.options.name, str(version.number)))
     try:
-        await asyncio.wait_for(
-            _Loading(loaded, cores, occupancy, serial, on_change).run(whole), wished.options.load_timeout_s
-        )
+        if wished.adapter == GRAPH:
+            assert door is not None
+            work = bring_up(loaded, door)
+        else:
+            work = _Loading(loaded, cores, occupancy, serial, on_change).run(whole)
+        await asyncio.wait_for(work, wished.options.load_timeout_s)
     except TimeoutError:
         await loaded.free(0.0)
         raise LoadError(

@@ -10,15 +10,18 @@ is then freed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
-from penstock.core.door import VersionStatus
-from penstock.core.errors import NotFound, NotReady, PenstockError
+from penstock.core.door import Door, VersionStatus
+from penstock.core.errors import LoadError, NotFound, NotReady, PenstockError
+from penstock.graphs.validate import cycle_of
 from penstock.runtime import lifecycle
 from penstock.runtime.batching.ledger import Occupancy
+from penstock.runtime.graphs.files import ADAPTER as GRAPH
 from penstock.runtime.loading import load
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import LoadedVersion
@@ -55,6 +58,7 @@ class Manager:
     """Loads, switches and unloads. `on_change` is called after every change of the table or of a version's workers."""
 
     def __init__(self, metrics: Metrics, cores: int) -> None:
+        self.door: Door | None = None  # through which graphs ask the models here
         self.started = False  # whether the first load is over; until then nothing is "not found"
         self._metrics = metrics
         self._cores = cores
@@ -286,7 +290,9 @@ class Manager:
         log.info("model_loading", extra={"model": name, "version": version.number, "adapter": entry.wished.adapter})
         mine = entry.versions[version.number]
         try:
-            async with self._load_slots:
+            # A graph waits for its models, whose loads must not wait for it.
+            async with contextlib.nullcontext() if entry.wished.adapter == GRAPH else self._load_slots:
+                self._check_circle(name)
                 self._loads += 1
                 loaded = await load(
                     entry.wished,
@@ -297,6 +303,7 @@ class Manager:
                     self._loads,
                     lambda: self.on_change(),
                     whole=bool(_ready(entry)),
+                    door=self.door,
                 )
         except Exception as error:
             message = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
@@ -333,6 +340,12 @@ class Manager:
             retiring = asyncio.get_running_loop().create_task(previous.close(previous.options.timeout_s))
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
+
+    def _check_circle(self, name: str) -> None:
+        """Raises: LoadError when graphs lead to each other in a circle, where each would wait for the other."""
+        circle = cycle_of({model: list(entry.wished.needs) for model, entry in self._models.items()})
+        if name in circle:
+            raise LoadError(f"the graphs {' → '.join(circle)} ask each other in a circle")
 
     def _start_unload(self, name: str, entry: _Model, number: int) -> None:
         entry.versions[number].state = lifecycle.UNLOADING

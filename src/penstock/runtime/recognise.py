@@ -26,6 +26,8 @@ from penstock.config import Layer, options_of, resolve
 from penstock.core.errors import InvalidInput, LoadError, NotFound, PenstockError
 from penstock.core.servable import Adapter
 from penstock.runtime.artifact import ignored
+from penstock.runtime.graphs.files import ADAPTER as GRAPH
+from penstock.runtime.graphs.files import GraphFiles
 from penstock.runtime.options import ModelOptions
 
 ADAPTERS = "penstock.runtime.adapters"
@@ -85,8 +87,11 @@ def adapters(name: str = "") -> Mapping[str, Adapter]:
     Raises:
         NotFound: there is no such adapter.
     """
+    if name == GRAPH:
+        return {GRAPH: GraphFiles()}
     names = [name] if name else plugins.names(ADAPTERS)
-    return {each: cast(Adapter, plugins.load(ADAPTERS, each)) for each in names}
+    found = {each: cast(Adapter, plugins.load(ADAPTERS, each)) for each in names}
+    return found if name else {**found, GRAPH: GraphFiles()}
 
 
 def look(path: str, plugs: Mapping[str, Adapter], on_problem: OnProblem = _raise) -> tuple[Found, ...]:
@@ -144,6 +149,9 @@ def _in_folder(folder: Path, path: str, plugs: Mapping[str, Adapter], child: boo
     settings = _settings(folder)
     if "adapter" in settings:
         plugs = adapters(str(settings["adapter"]))
+    if GRAPH in plugs and plugs[GRAPH].recognises(folder):  # a Triton ensemble: its version folders are empty
+        number = max((each for each, _ in _versions(folder)), default=1)
+        return _one(name, path, GRAPH, {number: folder}, settings)
     if numbers := _versions(folder):
         versions = {number: artifact for number, part in numbers if (artifact := _artifact(part, plugs)) is not None}
         if not versions:
@@ -283,5 +291,6 @@ def _allowed(plugs: Mapping[str, Adapter]) -> str:
     return (
         "A model is a file (.onnx, .skops, .ubj or .json of XGBoost, .txt of LightGBM, .cbm or .json of CatBoost, "
         ".pkl or .joblib with --trust), a folder with one such file or with model.py, a folder of numbered versions "
-        "(1/, 2/) or of models, file.py:Name, or package.module:Name; --adapter names the adapter for other files"
+        "(1/, 2/) or of models, a graph (.yaml), file.py:Name, or package.module:Name; "
+        "--adapter names the adapter for other files"
     )

@@ -169,11 +169,26 @@ class ModelRepository:
 
     def _apply(self) -> None:
         if self._options.model_control == "explicit":
-            wished = {name: model for name, model in self._offered.items() if name in self._asked}
-            wished.update({name: model for name, model in self._overrides.items() if name in self._asked})
+            known = {
+                **self._offered,
+                **{name: self._overrides[name] for name in self._overrides if name in self._asked},
+            }
+            asked = self._with_needs(known)
+            wished = {name: model for name, model in known.items() if name in asked}
         else:
             wished = self._offered
         self._manager.apply(wished)
+
+    def _with_needs(self, known: Mapping[str, WishedModel]) -> set[str]:
+        """The models asked for, and those that they need: loading a graph loads its models."""
+        wanted: set[str] = set()
+        waiting = list(self._asked)
+        while waiting:
+            name = waiting.pop()
+            if name not in wanted:
+                wanted.add(name)
+                waiting += known[name].needs if name in known else ()
+        return wanted
 
     async def _poll(self) -> None:
         while True:

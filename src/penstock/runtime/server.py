@@ -113,6 +113,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
     manager = Manager(metrics, available_cores())
     repository = ModelRepository([LocalSource(models, settle=server.model_control == "poll")], manager, server)
     engine = Engine(manager, repository, Tracing(), metrics, lambda update: log_handle.update(update or {}))
+    manager.door = engine
     http = HttpListener(engine, http_protocols(), http_options(server, keys, witness))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_close_models, manager, engine)

@@ -16,6 +16,8 @@ from penstock.core.servable import LoadContext, Signature
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.checking import RequestCheck
+from penstock.runtime.graphs.contract import GraphCheck
+from penstock.runtime.graphs.executor import GraphExecutor
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.warm_up import Findings
 from penstock.runtime.workers.inline import InlineExecutor
@@ -42,10 +44,10 @@ class InlineCopy:
 
 
 class LoadedVersion:
-    """One version. It has either a pool of worker processes or an inline executor; closed once."""
+    """One version. It has a pool of worker processes, an inline executor, or is a graph; closed once."""
 
     batcher: Batcher
-    check: RequestCheck
+    check: RequestCheck | GraphCheck
     signature: Signature
 
     def __init__(self, wished: WishedModel, version: WishedVersion, metrics: ModelMetrics) -> None:
@@ -59,6 +61,7 @@ class LoadedVersion:
         self.findings = Findings(answered=False)
         self.inline: InlineExecutor | None = None
         self.pool: Pool | None = None
+        self.graph: GraphExecutor | None = None
         self.copy: InlineCopy | None = None  # while it runs inline
         self.elsewhere: dict[object, tuple[int, int]] = {}  # by front with a copy: requests in flight, queued
         self.watch: asyncio.Task[None] | None = None  # looks whether the model still belongs inline
@@ -67,13 +70,15 @@ class LoadedVersion:
 
     @property
     def executor(self) -> str:
-        """Where batches run now: "inline" or "process"."""
+        """Where batches run now: "inline", "process", or "graph": in the models that it asks."""
+        if self.graph is not None:
+            return "graph"
         return "inline" if self.inline is not None else "process"
 
     @property
     def answers(self) -> bool:
         """Whether it computes now. Without a worker it holds requests, inside their deadlines, until it has one."""
-        return self.inline is not None or (self.pool is not None and self.pool.answers)
+        return self.inline is not None or self.graph is not None or (self.pool is not None and self.pool.answers)
 
     @property
     def timeout_s(self) -> float:
@@ -84,7 +89,8 @@ class LoadedVersion:
         """This version as metadata shows it."""
         config: dict[str, object] = dataclasses.asdict(self.options)
         config["name"], config["path"], config["adapter"] = self.name, str(self.path), self.adapter
-        config["max_batch_size"] = self.options.max_batch_size if self.batcher.joinable else 0
+        joins = self.batcher.joinable or (self.graph is not None and self.signature.batchable)
+        config["max_batch_size"] = self.options.max_batch_size if joins else 0
         return ModelDescription(
             self.name, self.number, versions, labels, self.signature, config, self.executor, str(self.path), self.sha256
         )
@@ -95,7 +101,8 @@ class LoadedVersion:
 
     def use_current_executors(self) -> None:
         """Hands the batcher the executors there are now, and the metrics what can be asked of them."""
-        self.batcher.set_executors([self.inline] if self.inline is not None else self.pool.workers if self.pool else [])
+        own = self.inline or self.graph
+        self.batcher.set_executors([own] if own is not None else self.pool.workers if self.pool else [])
         if self.closing:
             return  # the figures are its successor's by now
         self.metrics.probes = Probes(
@@ -130,5 +137,6 @@ class LoadedVersion:
         if self.watch is not None:
             self.watch.cancel()
             await asyncio.gather(self.watch, return_exceptions=True)
-        closing: list[Any] = [executor.close(grace_s) for executor in (self.pool, self.inline) if executor is not None]
+        executors = (self.pool, self.inline, self.graph)
+        closing: list[Any] = [executor.close(grace_s) for executor in executors if executor is not None]
         await asyncio.gather(*closing)

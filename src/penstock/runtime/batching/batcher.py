@@ -321,9 +321,10 @@ class Batcher:
             timings.compute_output_s = result.compute_output_s
             timings.batch_rows = rows
             timings.release = running.release
+            timings.steps = result.steps
             if suspects:
                 self._quarantine.clear(request.inputs)
-            future.set_result(Response(model, version, outputs, request.id, {}, timings, traces))  # type: ignore[arg-type]
+            future.set_result(Response(model, version, outputs, request.id, result.parameters or {}, timings, traces))  # type: ignore[arg-type]
             if not entry.piece:
                 answered.append(timings)
                 answered_rows += entry.rows

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -47,6 +48,8 @@ _TRACEPARENT = b"traceparent"
 _LEFT = 499  # nginx's status of a client that did not wait
 _REQUEST_ID_CHARACTERS = 128
 _COMMENT = chunk(b":\n\n")
+_NO_TOKEN = re.compile(r"[^A-Za-z0-9_.-]")
+_MOST_STEPS = 32  # of a graph, in one header
 
 
 class Wire(Protocol):
@@ -358,8 +361,17 @@ def server_timing(timings: Timings) -> bytes:
     submitted, dispatched = timings.submitted, timings.dispatched
     queue_s = dispatched - submitted if dispatched > submitted > 0.0 else 0.0
     # Half the time of an f-string, and this may be in every answer.
-    return b"queue;dur=%.3f, batch;dur=%.3f, compute;dur=%.3f" % (
+    text = b"queue;dur=%.3f, batch;dur=%.3f, compute;dur=%.3f" % (
         queue_s * 1e3,
         (timings.compute_input_s + timings.compute_output_s) * 1e3,
         timings.compute_infer_s * 1e3,
+    )
+    return text + _steps(timings.steps) if timings.steps else text
+
+
+def _steps(steps: tuple[tuple[str, float], ...]) -> bytes:
+    """The times of a graph's steps: names are made what a token may hold (RFC 9110, 5.6.2)."""
+    return b"".join(
+        b", step-%b;dur=%.3f" % (_NO_TOKEN.sub("_", name).encode(), seconds * 1e3)
+        for name, seconds in steps[:_MOST_STEPS]
     )

@@ -36,6 +36,7 @@ class WishedModel:
     adapter: str  # resolved: empty only without versions
     versions: Mapping[int, WishedVersion]
     trouble: str = ""
+    needs: tuple[str, ...] = ()  # of a graph: the models that must be in the same server
 
 
 class Source(Protocol):

@@ -21,6 +21,8 @@ from pathlib import Path
 from penstock.core.errors import InvalidInput, LoadError, NotFound, PenstockError
 from penstock.core.servable import Adapter
 from penstock.runtime.artifact import fingerprint, place_of
+from penstock.runtime.graphs.files import ADAPTER as GRAPH
+from penstock.runtime.graphs.files import needs
 from penstock.runtime.options import ModelOptions
 from penstock.runtime.recognise import Found, adapters, look, options_for, safe_name
 from penstock.runtime.sources import WishedModel, WishedVersion
@@ -78,7 +80,8 @@ class LocalSource:
                     raise InvalidInput(f"two models are called '{options.name}': {other} and {options.path}")
                 versions = self._versions(options.name, found, Path(entry.path).expanduser(), now)
                 if versions:
-                    now.wished[options.name] = WishedModel(options, found.adapter, versions)
+                    needed = needs(versions[max(versions)].path, options.name) if found.adapter == GRAPH else ()
+                    now.wished[options.name] = WishedModel(options, found.adapter, versions, needs=needed)
                     now.entries[options.name] = entry.path
         self._last = now
         return now.wished

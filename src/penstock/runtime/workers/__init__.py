@@ -47,6 +47,8 @@ class BatchResult:
     compute_input_s: float
     compute_infer_s: float
     compute_output_s: float
+    parameters: Mapping[str, Parameter] | None = None  # that the answer carries
+    steps: tuple[tuple[str, float], ...] = ()  # of a graph: as `Timings.steps`
 
 
 Done = Callable[[BatchResult | PenstockError], None]
