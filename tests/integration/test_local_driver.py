@@ -14,12 +14,17 @@ import pytest
 from local_driver import Fleet, eventually, infer, replicas
 
 from penstock.fleet.drivers import Launch
-from penstock.fleet.local import process, record
+from penstock.fleet.local import process, record, variables
 from penstock.fleet.state import ReplicaState
 
 __all__ = ["replicas"]
 
-READY, DRAINING, FAILED, STARTING = ReplicaState.READY, ReplicaState.DRAINING, ReplicaState.FAILED, ReplicaState.STARTING
+READY, DRAINING, FAILED, STARTING = (
+    ReplicaState.READY,
+    ReplicaState.DRAINING,
+    ReplicaState.FAILED,
+    ReplicaState.STARTING,
+)
 
 
 async def test_replica_is_ready_under_the_deployments_name_and_starts_once(replicas: Fleet) -> None:
@@ -76,7 +81,7 @@ async def test_what_cannot_be_started_fails_with_what_to_do(replicas: Fleet) -> 
 
 
 async def test_request_in_flight_finishes_before_the_end(replicas: Fleet) -> None:
-    ready = await replicas.start("one", "slow")
+    ready = await replicas.start("one", "slow", options={"warm_up": False})
     answer = asyncio.create_task(asyncio.to_thread(infer, ready, 1.0))
     await asyncio.sleep(0.3)  # the request is under way; were it not, it would be refused and the test fail
     await replicas.driver.stop("one", 20.0)
@@ -109,7 +114,7 @@ async def test_replica_stopped_while_it_starts_is_gone_and_did_not_fail(replicas
 async def test_next_controller_adopts_what_runs(replicas: Fleet) -> None:
     ready = await replicas.start("one", "double")
     dead = await replicas.start("two", "double")
-    stopping = await replicas.start("three", "slow")
+    stopping = await replicas.start("three", "slow", options={"warm_up": False})
     await replicas.driver.start(Launch("four", "deployed", 1, replicas.run("double")))
     await eventually(lambda: (one := replicas.replica("four")) is not None and one.pid, "four has a process")
     answer = asyncio.create_task(asyncio.to_thread(infer, stopping, 2.0))
@@ -173,7 +178,7 @@ asyncio.run(main())
 async def test_process_that_got_a_replicas_number_is_neither_adopted_nor_killed(replicas: Fleet) -> None:
     await replicas.start("one", "double")
     kept = _record(replicas, "one")
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    other = sleeper("")
     try:
         driver = await replicas.next()
         await eventually(lambda: (process.identity(other.pid) or kept) is not kept, "the other process runs")
@@ -194,9 +199,8 @@ async def test_process_that_got_a_replicas_number_is_neither_adopted_nor_killed(
 
 
 async def test_orphans_of_the_fleet_are_ended_and_strangers_are_not(replicas: Fleet) -> None:
-    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-    ours = subprocess.Popen(sleep, env={**os.environ, process.MARKER: f"{replicas.settings.fleet}:lost:0"})
-    strange = subprocess.Popen(sleep, env={**os.environ, process.MARKER: "another-fleet:lost:0"})
+    ours = sleeper(f"{replicas.settings.fleet}:lost:0")
+    strange = sleeper("another-fleet:lost:0")
     try:
         assert not await replicas.driver.adopt()
         assert await asyncio.to_thread(ours.wait, 10) == -signal.SIGKILL
@@ -217,7 +221,7 @@ async def test_secrets_reach_the_model_and_nothing_else(replicas: Fleet, tmp_pat
     for path in replicas.settings.folder.rglob("*"):
         assert not path.is_file() or b"sesame" not in path.read_bytes(), path
     for pid in replicas.processes():
-        assert b"sesame" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert "sesame" not in command_line(pid)
     assert "sesame" not in repr(replicas.driver.replicas())
 
 
@@ -227,7 +231,7 @@ async def test_log_is_followed_and_kept_after_the_end(replicas: Fleet) -> None:
 
     async def follow() -> None:
         async for line in replicas.driver.logs("one", 100, True):
-            seen.append(line)
+            seen.append(line)  # noqa: PERF401  # others look at it meanwhile
 
     following = asyncio.create_task(follow())
     await eventually(lambda: any('"serving"' in line for line in seen), "what was written before is read")
@@ -250,6 +254,15 @@ async def test_log_of_a_replica_never_grows_beyond_its_bound(replicas: Fleet, mo
     assert sum(one.stat().st_size for one in log.parent.glob("log*")) <= 9 << 20
     last = [line async for line in replicas.driver.logs("one", 1, False)]
     assert last[0].startswith("19 ")
+
+
+def sleeper(marker: str) -> subprocess.Popen[bytes]:
+    code = "import time; time.sleep(600)"
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, variables.MARKER: marker})
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
 
 
 def _record(fleet: Fleet, id: str) -> record.Record:

@@ -37,7 +37,10 @@ _LINES = 8
 _BUILD_TIMEOUT_S = 1800.0
 _LAYOUT = "1"  # of what is built here; another number makes all environments anew
 # What a replica needs at the least, in the environment as it will run there.
-_TRY = "import penstock.cli.serve, penstock.runtime.server, penstock.runtime.workers.child; print(penstock.__version__)"
+_TRY = (
+    "import penstock.cli.serve, penstock.cli.startup, penstock.runtime.server, penstock.runtime.workers.child, "
+    "penstock.runtime.listeners.grpc, penstock.runtime.listeners.grpc_services; print(penstock.__version__)"
+)
 
 
 class Environments:

@@ -80,12 +80,14 @@ def kill(folders: Sequence[Path]) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def kills_for_memory(folders: Iterable[Path]) -> int:
-    """How many processes the kernel has killed in the groups because they wanted more memory than their limit."""
+def kills_for_memory(folders: Iterable[Path], *, below: bool = True) -> int:
+    """How many processes the kernel has killed in the groups because they wanted more memory than their limit. Groups
+    `below` are the replica's own making: what dies in them, it replaces."""
     total = 0
     for folder in folders:
         # Version 2 counts in a group what happened below it, version 1 does not.
-        groups = [folder] if (folder / "memory.events").exists() else [folder, *_below(folder)]
+        alone = not below or (folder / "memory.events").exists()
+        groups = [folder] if alone else [folder, *_below(folder)]
         for file in (group / name for group in groups for name in ("memory.events", "memory.oom_control")):
             with contextlib.suppress(OSError, ValueError):
                 fields = dict(line.split() for line in file.read_text().splitlines())

@@ -137,15 +137,7 @@ class Life:
         with contextlib.suppress(OSError):
             if output.bound(self.folder):
                 log.info("replica_log_cut", extra={"replica": self.record.id, "kept_bytes": output.BOUND_BYTES})
-        limit = self.record.memory_bytes
-        if limit is None or self.record.limited or not self.alive:
-            return ""
-        held = limits.held_bytes(self.record.marker)
-        if held <= limit:
-            return ""
-        return (
-            f"it had to be killed: it held {held / (1 << 20):.0f} MiB of memory, its limit is {limit / (1 << 20):g} MiB"
-        )
+        return limits.broken(self.record) if self.alive else ""
 
     def files(self) -> list[str]:
         """What it has mapped and what it serves; in a thread."""

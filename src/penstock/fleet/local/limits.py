@@ -10,8 +10,10 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from penstock.fleet.local import groups, process
+from penstock.fleet.local.record import Record
 from penstock.fleet.spec import Run
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -35,7 +37,21 @@ def bind(pid: int, cpu: float, turn: int) -> None:
         os.sched_setaffinity(pid, {cores[(turn + step) % len(cores)] for step in range(wished)})
 
 
-def held_bytes(marker: str) -> int:
+def broken(one: Record) -> str:
+    """Why a replica has to be ended for its memory, or "". In a thread."""
+    if one.memory_bytes is None:
+        return ""
+    limit = f"{one.memory_bytes / (1 << 20):g} MiB"
+    if one.limited:
+        # Version 2 ends all of it by itself. With version 1 it ends one process, and the rest would go on hungry.
+        if groups.kills_for_memory(map(Path, one.groups), below=False):
+            return f"it had to be killed: the kernel ended a process of it for wanting more memory than its {limit}"
+    elif (held := _held_bytes(one.marker)) > one.memory_bytes:
+        return f"it had to be killed: it held {held / (1 << 20):.0f} MiB of memory, its limit is {limit}"
+    return ""
+
+
+def _held_bytes(marker: str) -> int:
     """Memory that all processes of a replica hold, without the files that they have mapped."""
     total = 0
     for pid, _ in process.carriers(marker):
