@@ -77,7 +77,7 @@ async def test_equal_files_share_an_environment_and_hashes_hold(replicas: Fleet)
     hashed = f"weights==1.0 \\\n    --hash=sha256:{digest}"
     one = await _python(replicas, locked(replicas.folder, "one", hashed))
     two = await _python(replicas, locked(replicas.folder, "two", "weights==2.0  # the newer"))
-    say = [*"-P -c".split(), "import weights; print(weights.VERSION)"]
+    say = [*["-P", "-c"], "import weights; print(weights.VERSION)"]
     for python, version in ((one, "1.0"), (two, "2.0")):
         assert (await asyncio.to_thread(subprocess.check_output, [python, *say], text=True)).strip() == version
     began = time.monotonic()
