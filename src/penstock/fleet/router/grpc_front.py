@@ -17,8 +17,8 @@ from penstock.core.errors import InvalidInput, NotFound, PenstockError, Unsuppor
 from penstock.fleet.router.balancer import Balancer
 from penstock.fleet.router.grpc_channels import Channels
 from penstock.fleet.router.grpc_outcome import unexpected
-from penstock.fleet.router.grpc_own import Health, reflection_handlers, refusal, server_handlers
-from penstock.fleet.router.grpc_pass import Arrival, Passing
+from penstock.fleet.router.grpc_own import Health, index_handler, reflection_handlers, refusal, server_handlers
+from penstock.fleet.router.grpc_pass import Arrival, OnError, Passing
 from penstock.fleet.router.grpc_peek import UNARY, V2, named_in_metadata, names_model, text_metadata
 from penstock.fleet.router.hooks import Hooks
 from penstock.fleet.router.lanes import Service
@@ -28,7 +28,7 @@ from penstock.fleet.routes import Table
 _PRIVATE = frozenset(
     V2 + method
     for method in (
-        "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings",
+        "RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings",
         *(f"{kind}SharedMemory{what}" for kind in ("System", "Cuda") for what in ("Status", "Register", "Unregister")),
     )
 )  # fmt: skip
@@ -49,12 +49,16 @@ class GrpcFront:
     """A gRPC server in front of the balancer's replicas. For one loop. It goes by the balancer's table; its own `table`
     is to be called after each `Balancer.follow`."""
 
-    def __init__(self, balancer: Balancer, hooks: Hooks, options: GrpcFrontOptions | None = None) -> None:
+    def __init__(
+        self, balancer: Balancer, hooks: Hooks, options: GrpcFrontOptions | None = None, *,
+        on_error: OnError = lambda deployment, error: None,
+    ) -> None:  # fmt: skip
         self._balancer = balancer
         self._options = options or GrpcFrontOptions()
         self._channels = Channels()
         self._health = Health(balancer)
-        self._methods = _Methods(balancer, hooks, Passing(balancer, hooks, self._channels), self._health)
+        passing = Passing(balancer, hooks, self._channels, on_error)
+        self._methods = _Methods(balancer, hooks, passing, self._health, on_error)
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -96,10 +100,11 @@ class GrpcFront:
 class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """The handler of each call, found by its method and metadata before any message is read."""
 
-    def __init__(self, balancer: Balancer, hooks: Hooks, passing: Passing, health: Health) -> None:
+    def __init__(self, balancer: Balancer, hooks: Hooks, passing: Passing, health: Health, on_error: OnError) -> None:
         self._balancer = balancer
         self._tenants = hooks.tenants
         self._passing = passing
+        self._on_error = on_error
         self._public = health.handlers
         self._own = {**reflection_handlers(), **server_handlers(balancer)}
 
@@ -108,9 +113,11 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
         try:
             return self._handler(method, details.invocation_metadata)
         except PenstockError as error:
-            return refusal(error)
+            refused = error
         except Exception:
-            return refusal(unexpected(method))
+            refused = unexpected(method)
+        self._on_error("", refused)
+        return refusal(refused)
 
     def _handler(self, method: str, metadata: Any) -> grpc.RpcMethodHandler:
         """Raises: PenstockError."""
@@ -119,6 +126,8 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
             return public
         headers = text_metadata(metadata)
         tenant = self._tenants.authenticate(headers.get("authorization"), headers.get("x-api-key"))
+        if method == V2 + "RepositoryIndex":
+            return index_handler(self._balancer, tenant)
         if method in _PRIVATE:
             raise Unsupported(f"{method[len(V2) :]} belongs to one replica; the platform does it itself")
         service = self._named(headers)

@@ -20,6 +20,8 @@ from penstock.fleet.router.balancer import Balancer
 from penstock.fleet.router.grpc_outcome import Context, abort
 from penstock.fleet.router.grpc_pass import ready_answer
 from penstock.fleet.router.grpc_peek import V2
+from penstock.fleet.router.lanes import Service
+from penstock.fleet.routes import Tenant
 from penstock.protocols import v2_grpc
 
 HEALTH = "grpc.health.v1.Health"
@@ -98,7 +100,7 @@ class Health:
             service = self._balancer.services.get(name)
             if service is None:
                 return None
-            ready = service.endpoint.waking or any(lane.upstreams for lane in service.lanes)
+            ready = service_ready(service)
         kinds = health_pb2.HealthCheckResponse
         return int(kinds.SERVING if ready and not self._stopping else kinds.NOT_SERVING)
 
@@ -106,6 +108,11 @@ class Health:
 def router_ready(balancer: Balancer) -> bool:
     """Whether the router has a table to follow."""
     return balancer.table.version > 0
+
+
+def service_ready(service: Service) -> bool:
+    """Whether a deployment has a replica, or would get one."""
+    return service.endpoint.waking or any(lane.upstreams for lane in service.lanes)
 
 
 def reflection_handlers() -> Handlers:
@@ -139,14 +146,30 @@ def server_handlers(balancer: Balancer) -> Handlers:
         return ready_answer(router_ready(balancer))
 
     async def metadata(message: bytes, context: Context) -> bytes:
-        return b"".join(
-            length_prefix(number, len(text)) + text for number, text in ((1, b"penstock"), (2, __version__.encode()))
-        )
+        return _field(1, b"penstock") + _field(2, __version__.encode())
 
     return {
         f"{V2}{name}": grpc.unary_unary_rpc_method_handler(handle)
         for name, handle in (("ServerLive", live), ("ServerReady", ready), ("ServerMetadata", metadata))
     }
+
+
+def index_handler(balancer: Balancer, tenant: Tenant | None) -> grpc.RpcMethodHandler:
+    """RepositoryIndex of the V2 protocol: the deployments that the tenant may call, as models."""
+
+    async def index(message: bytes, context: Context) -> bytes:
+        models = []
+        for name, service in sorted(balancer.services.items()):
+            if tenant is None or not tenant.deployments or name in tenant.deployments:
+                state = b"READY" if service_ready(service) else b"UNAVAILABLE"
+                models.append(_field(1, _field(1, name.encode()) + _field(3, state)))
+        return b"".join(models)
+
+    return grpc.unary_unary_rpc_method_handler(index)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return length_prefix(number, len(content)) + content
 
 
 def refusal(error: PenstockError) -> grpc.RpcMethodHandler:

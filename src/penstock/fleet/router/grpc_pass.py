@@ -24,7 +24,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -40,6 +40,9 @@ from penstock.fleet.router.hooks import Decision, Hooks
 from penstock.fleet.router.lanes import Service, Upstream
 from penstock.fleet.router.sticky import user_key
 from penstock.fleet.routes import Tenant
+
+OnError = Callable[[str, PenstockError], None]
+"""Told of each answer of the router's own that is an error, with the deployment's name, empty where none is known."""
 
 TIMEOUT = "penstock-timeout-ms"
 _EOF = grpc.aio.EOF
@@ -78,11 +81,13 @@ class Passing:
     """Passes calls on. For one loop."""
 
     def __init__(
-        self, balancer: Balancer, hooks: Hooks, channels: Channels, *, wall_clock: Callable[[], float] = time.time
-    ) -> None:
+        self, balancer: Balancer, hooks: Hooks, channels: Channels, on_error: OnError, *,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self._balancer = balancer
         self._hooks = hooks
         self._channels = channels
+        self._on_error = on_error
         self._wall_clock = wall_clock
 
     def unary(self, arrival: Arrival) -> grpc.RpcMethodHandler:
@@ -95,13 +100,13 @@ class Passing:
                     return ready_answer(plan.service.endpoint.waking)  # a probe wakes nobody
                 return await self._unary(arrival, plan, message, context)
             except PenstockError as error:
-                await abort(context, error)
+                await self._refuse(arrival, error, context)
             except grpc.aio.AioRpcError as error:
                 await relay(context, error)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception:
-                await abort(context, unexpected(arrival.method))
+                await self._refuse(arrival, unexpected(arrival.method), context)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -118,15 +123,19 @@ class Passing:
                 plan = self._plan(arrival, first, context)
                 await self._stream(arrival, plan, first, context)
             except PenstockError as error:
-                await abort(context, error)
+                await self._refuse(arrival, error, context)
             except grpc.aio.AioRpcError as error:
                 await relay(context, error)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception:
-                await abort(context, unexpected(arrival.method))
+                await self._refuse(arrival, unexpected(arrival.method), context)
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _refuse(self, arrival: Arrival, error: PenstockError, context: Context) -> NoReturn:
+        self._on_error("" if arrival.service is None else arrival.service.endpoint.name, error)
+        await abort(context, error)
 
     # --- before a replica is asked --------------------------------------------------------------------------------
 
@@ -137,7 +146,7 @@ class Passing:
             name = None if message is None else model_name(arrival.method, message)
             if not name:
                 raise InvalidInput("the message does not name a model; name one, or send penstock-endpoint as metadata")
-            service = self._balancer.services.get(name)
+            service = arrival.service = self._balancer.services.get(name)
             if service is None:
                 raise NotFound(f"there is no deployment {name!r} here")
         endpoint, headers, hooks = service.endpoint, arrival.headers, self._hooks
@@ -200,6 +209,9 @@ class Passing:
                     await _begin_answer(context, plan, upstream, error.initial_metadata())
                     raise
                 avoid = upstream
+            except asyncio.CancelledError:
+                self._left(plan, upstream, arrival.began)
+                raise
             finally:
                 balancer.release(upstream, balancer.clock())
                 self._channels.release(link)
@@ -225,6 +237,9 @@ class Passing:
                     if not self._again(arrival, plan, upstream, error):
                         raise
                     avoid = upstream
+                except asyncio.CancelledError:
+                    self._left(plan, upstream, arrival.began)
+                    raise
                 finally:
                     rpc.cancel()  # nothing where it has ended
             finally:
@@ -279,6 +294,12 @@ class Passing:
             return
         self._balancer.failed(upstream)
         self._over(arrival, plan, upstream, 0, arrival.began)
+
+    def _left(self, plan: _Plan, upstream: Upstream, began: float) -> None:
+        """The caller's call is over: it left, or its deadline passed, which is the replica's time that was too long."""
+        now = self._balancer.clock()
+        if now >= plan.deadline and not plan.unlimited:
+            upstream.lane.tally.add(504, now - began)
 
     def _over(
         self, arrival: Arrival, plan: _Plan, upstream: Upstream, status: int, began: float, ended: float | None = None
