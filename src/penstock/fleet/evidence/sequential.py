@@ -33,6 +33,7 @@ _STEPS = 60  # of bisection: as many as halve 1 down to what a float can tell ap
 _BETS = np.array([0.9, 0.7, *(0.5 * 0.5 ** np.arange(13))])  # λ < 1; √(2 log(1/α) / (n·variance)) is best: n to 10⁹
 _COSTS = -np.log1p(-_BETS) - _BETS
 _TOLERANCE = 0.01  # of log evidence over two means; what is given back is below the true value
+_PLENTY = 50.0  # no threshold is as large: how much more there is need not be found out
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,12 @@ def confidence_bounds(sample: Sample, alpha: float) -> tuple[float, float]:
 def _lower_bound(sample: Sample, threshold: float) -> float:
     """The largest mean that the evidence speaks against from above; it falls as the mean grows."""
     low, high = 0.0, sample.mean
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        if log_evidence_above(sample, middle) >= threshold:
-            low = middle
-        else:
-            high = middle
+    for _ in range(8):  # each to a sixteenth: to less than a billionth
+        means = np.linspace(low, high, 17)
+        against = np.flatnonzero(_log_wealth_above(sample, means) >= threshold)
+        if not len(against) or against[-1] == 16:
+            return low if not len(against) else high
+        low, high = float(means[against[-1]]), float(means[against[-1] + 1])
     return low
 
 
@@ -166,12 +167,15 @@ def _log_wealth_above(sample: Sample, means: Floats) -> Floats:
 
 
 def _smallest_product(a: Sample, b: Sample, margin: float) -> float:
-    """The smallest log product of wealths where mean(a) ≤ mean(b) + margin, at most `_TOLERANCE` too small.
+    """The smallest log product of wealths where mean(a) ≤ mean(b) + margin, or less: by `_TOLERANCE` at most between 0
+    and `_PLENTY`, which is where it matters.
 
     The wealth against a's mean falls as that grows and the one against b's rises, so the smallest product is on the
     edge mean(a) = mean(b) + margin; in a cell of it, the product is at least b's at the left end times a's at the right
     end. Cells that cannot hold the smallest are dropped, the others split.
     """
+    if a.mean <= b.mean + margin:
+        return -math.inf  # nothing speaks against the claim; to search for how little would be a waste
     mirrored = _mirrored(b)
     edges = np.linspace(max(0.0, -margin), 1.0, 65)
     left, right = edges[:-1], edges[1:]
@@ -182,7 +186,7 @@ def _smallest_product(a: Sample, b: Sample, margin: float) -> float:
         least = against_b[0] + against_a[1]
         reached = float((against_b + against_a).min())
         floor = float(least.min())
-        if reached - floor <= _TOLERANCE:
+        if reached - floor <= _TOLERANCE or reached < 0 or floor > _PLENTY:
             break
         open_cells = np.flatnonzero(least <= reached)
         if len(open_cells) > 512:
