@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TypeVar
 
@@ -47,10 +46,10 @@ class Actor:
 
     def __init__(
         self, store: Store, driver: Driver, placement: Policy, tables: Tables,
-        call: Callable[..., Awaitable[object]], wake: Callable[[], None],
+        call: Callable[..., Awaitable[object]], wake: Callable[[], None], clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._store, self._driver, self._placement, self._tables = store, driver, placement, tables
-        self._call, self._wake = call, wake
+        self._call, self._wake, self._clock = call, wake, clock
         self.leaving: set[str] = set()  # out of the route table, and soon stopped
         self.prepared: dict[Key, float] = {}
         self.unpreparable: dict[Key, tuple[str, float]] = {}
@@ -173,12 +172,12 @@ class Actor:
     async def _prepared(self, key: Key, run: Run) -> None:
         try:
             await self._driver.prepare(run)
-            self.prepared[key] = time.time()
+            self.prepared[key] = self._clock()
         except PenstockError as error:
-            self.unpreparable[key] = (error.message, time.time())
+            self.unpreparable[key] = (error.message, self._clock())
         except Exception as error:
             log.exception("prepare_failed", extra={"deployment": key[0], "revision": key[1]})
-            self.unpreparable[key] = (f"{type(error).__name__}: {error}", time.time())
+            self.unpreparable[key] = (f"{type(error).__name__}: {error}", self._clock())
         finally:
             self._preparing.discard(key)
             self._wake()

@@ -9,6 +9,9 @@ from penstock.fleet.controller.view import View
 from penstock.fleet.state import Phase, Revision
 from penstock.fleet.store.records import MEMBERS, Record
 
+LATEST = "latest"
+"""The policy that leads to one revision. All others share requests between the members."""
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -39,7 +42,7 @@ def rollout_to(record: Record) -> int | None:
         return None
     if record.switch_to is not None:
         return record.switch_to
-    if record.state.wish.traffic.policy != "latest" or record.revision == shadow_of(record):
+    if record.state.wish.traffic.policy != LATEST or record.revision == shadow_of(record):
         return None
     revision = record.find(record.revision)
     if revision is None or revision.phase not in (Phase.STARTING, Phase.READY):
@@ -94,7 +97,8 @@ def _steady(view: View) -> dict[int, int]:
     assert experiment is not None
     arms = [arm for arm in experiment.arms if _alive(record, arm)]
     wanted: dict[int, int] = {}
-    weights = {arm: experiment.weights.get(arm, 0.0) for arm in arms}
+    given = {} if record.state.wish.traffic.policy == LATEST else experiment.weights
+    weights = {arm: given.get(arm, 0.0) for arm in arms}
     total = sum(weights.values())
     for arm in arms:
         share = weights[arm] / total if total else (1.0 if arm == experiment.stable else 0.0)

@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from penstock.fleet.controller import deciding, routing
 from penstock.fleet.controller.acting import Actor
-from penstock.fleet.controller.counts import rollout_to
+from penstock.fleet.controller.counts import LATEST, rollout_to
 from penstock.fleet.controller.demand import Demand, waits
 from penstock.fleet.controller.reconcile import plan
 from penstock.fleet.controller.routing import Choice
 from penstock.fleet.controller.tables import Tables
-from penstock.fleet.controller.view import STORED, View
+from penstock.fleet.controller.view import STORED, Remove, View
 from penstock.fleet.drivers import Driver
 from penstock.fleet.placement import Policy
 from penstock.fleet.routes import Reply, Report, Tenant
@@ -38,6 +38,7 @@ TICK_S = 1.0
 # Changes of one record that follow from each other in one step. More would be a plan that contradicts itself.
 _MOST_CHANGES = 12
 _ORPHAN_GRACE_S = 30.0
+_PRUNE_S = 600.0
 # A scaling policy's memory may change every second; a controller that starts again may have lost so much of it.
 _REMEMBER_S = 10.0
 
@@ -45,8 +46,10 @@ _REMEMBER_S = 10.0
 class Controller:
     """Owns the store's thread, not the store or the driver: whoever made them closes them after `run` has returned."""
 
-    def __init__(self, store: Store, driver: Driver, placement: Policy) -> None:
-        self.store, self.driver = store, driver
+    def __init__(
+        self, store: Store, driver: Driver, placement: Policy, clock: Callable[[], float] = time.time
+    ) -> None:  # fmt: skip
+        self.store, self.driver, self.clock = store, driver, clock
         self.decisions = Decisions(store.engine)
         self.tables = Tables(store.secret)
         self.demand = Demand()
@@ -62,11 +65,13 @@ class Controller:
         self._stale = True
         self._urgent = False
         self._decided_at = 0.0
+        self._pruned_at = clock()
+        self._pruning: asyncio.Task[None] | None = None
         self._remembered: dict[str, float] = {}
         self._choices: dict[str, Choice] = {}
         self._size_memory: dict[str, Mapping[str, object]] = {}
         self._seen: tuple[object, ...] = ()
-        self.actor = Actor(store, driver, placement, self.tables, self.call, self._wake.set)
+        self.actor = Actor(store, driver, placement, self.tables, self.call, self._wake.set, clock)
 
     # For the HTTP API
 
@@ -84,7 +89,7 @@ class Controller:
 
     async def report(self, report: Report) -> Reply:
         """Takes a router's word."""
-        now = time.time()
+        now = self.clock()
         self.demand.report(report, now)
         self.tables.heard(report.router, report.table_version)
         await self.tables.told()
@@ -125,7 +130,7 @@ class Controller:
                 self.driver.changed.clear()
                 self._wake.clear()
                 try:
-                    await self.step(time.time())
+                    await self.step(self.clock())
                 except Exception:  # the database may be away, and come back; routers go on with the last table
                     self.failures += 1
                     self._stale = True
@@ -134,8 +139,14 @@ class Controller:
                 if not self._stopping:
                     await self._sleep()
         finally:
-            await self.actor.close()
-            self._thread.shutdown(wait=True)
+            await self.close()
+
+    async def close(self) -> None:
+        """Ends what is under way, without stopping any replica."""
+        await self.actor.close()
+        if self._pruning is not None:
+            await self._pruning
+        self._thread.shutdown(wait=True)
 
     async def shut_down(self, grace_s: float) -> None:
         """Drains and stops every replica; `run` returns. What is wished stays wished: the next start brings it up."""
@@ -164,11 +175,23 @@ class Controller:
         for name in list(self.records):
             await self._reconcile(name, now)
         await self._publish()
+        if now - self._pruned_at >= _PRUNE_S and self._pruning is None:
+            self._pruned_at = now
+            self._pruning = asyncio.create_task(self._prune(now))
+
+    async def _prune(self, now: float) -> None:
+        """Keeps the decision log within its bounds; on a thread of its own, as it may take seconds."""
+        try:
+            await asyncio.to_thread(self.decisions.prune, now)
+        except Exception:
+            log.exception("prune_failed")
+        finally:
+            self._pruning = None
 
     async def _sleep(self) -> None:
         waiting = [asyncio.create_task(event.wait()) for event in (self._wake, self.driver.changed)]
         try:
-            timeout_s = min(TICK_S, max(0.0, self._decided_at + TICK_S - time.time()))
+            timeout_s = min(TICK_S, max(0.0, self._decided_at + TICK_S - self.clock()))
             await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waiting:
@@ -237,6 +260,9 @@ class Controller:
             return
         statistics = await self.call(self.decisions.arm_statistics, name, experiment.id)
         self.statistics[name] = statistics
+        if record.state.wish.traffic.policy == LATEST:  # its shares are the numbers of replicas
+            self._choices.pop(name, None)
+            return
         decision = deciding.weigh(view, statistics, now)
         if decision is None:
             return
@@ -270,6 +296,8 @@ class Controller:
             actions = plan(self._view(record, replicas), now)
             for action in actions:
                 await self.actor.act(record, action, now)
+                if isinstance(action, Remove):
+                    await self.call(self.decisions.forget, name)
             if not any(isinstance(action, STORED) for action in actions):
                 return
             await self._reload(name)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from penstock.fleet.controller.counts import counts, first_of, mixing, needed, rollout_to, shadow_of
+from penstock.fleet.controller.counts import LATEST, counts, first_of, mixing, needed, rollout_to, shadow_of
 from penstock.fleet.controller.view import (
     Action,
     Begin,
@@ -73,6 +73,10 @@ def _failures(view: View, now: float) -> Iterator[Action]:
     for revision in view.record.members:
         number = revision.number
         if revision.phase is Phase.READY:
+            # One of several arms: what goes on dying is taken out. The stable one is tried for ever.
+            trouble = view.troubles.get(number)
+            if trouble is not None and trouble.count > 2 * CRASHES_ALLOWED and number != view.record.stable:
+                yield SetPhase(number, Phase.FAILED, f"{trouble.count} replicas failed; the last: {trouble.reason}")
             continue
         if number in view.unpreparable:
             yield SetPhase(number, Phase.FAILED, view.unpreparable[number])
@@ -129,7 +133,7 @@ def _arms(view: View, now: float) -> Iterator[Action]:
     if experiment is None:
         return
     target, shadow = rollout_to(record), shadow_of(record)
-    latest = record.state.wish.traffic.policy == "latest"
+    latest = record.state.wish.traffic.policy == LATEST
     joining = [
         member.number
         for member in record.members

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from penstock.fleet.controller.counts import first_of, mixing, shadow_of
+from penstock.fleet.controller.counts import LATEST, first_of, mixing, shadow_of
 from penstock.fleet.controller.view import View
 from penstock.fleet.routes import Arm, Contextual, Endpoint, Upstream
 
@@ -63,7 +63,7 @@ def weights(view: View) -> dict[int, float]:
     if experiment is None:
         return {}
     ready = {arm: len(view.ready(arm)) for arm in experiment.arms}
-    if record.state.wish.traffic.policy == "latest" or mixing(record):
+    if record.state.wish.traffic.policy == LATEST or mixing(record):
         wished: Mapping[int, float] = ready
     else:
         wished = experiment.weights or {experiment.stable: 1.0}

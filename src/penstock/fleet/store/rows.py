@@ -29,6 +29,8 @@ from penstock.fleet.store.records import (
 SCHEMA = 1
 # Kept of each deployment; older events are deleted. A deployment that flaps writes some per second.
 EVENTS_KEPT = 1000
+# Older revisions can be deployed again, but not by their number.
+REVISIONS_KEPT = 100
 _EVENT_CHARACTERS = 4000
 # Policies with at most one revision beside the stable one: a newer candidate takes the place of the one before.
 SINGLE = ("latest", "canary")
@@ -97,6 +99,7 @@ def create(connection: Connection, wish: Deployment, now: float) -> Applied:
         )
     )  # fmt: skip
     add_revision(connection, wish.name, 1, wish.run, now)
+    check_shadow(connection, wish, 1, now)
     event(connection, wish.name, "created", "", now)
     bump(connection)
     return Applied(wish.name, 1, 1, difference(None, wish))
@@ -121,11 +124,33 @@ def wish_revision(connection: Connection, record: Record, wish: Deployment, now:
         number = int(row_value(connection, record.name, "next_revision"))
         update_deployment(connection, record.name, next_revision=number + 1)
         add_revision(connection, record.name, number, wish.run, now)
+        forget_revisions(connection, record.name, number - REVISIONS_KEPT)
     if wish.traffic.policy in SINGLE:
+        shadow = wish.traffic.shadow.revision if wish.traffic.shadow else None
         for other in record.members:
-            if other.number not in (number, record.stable):
+            if other.number not in (number, record.stable, shadow):
                 set_phase(connection, record.name, other.number, Phase.RETIRED, f"superseded by revision {number}", now)
     return number
+
+
+def forget_revisions(connection: Connection, name: str, up_to: int) -> None:
+    """Deletes old revisions that are no members."""
+    table = schema.revisions
+    gone = table.c.phase.not_in([phase.value for phase in MEMBERS])
+    connection.execute(delete(table).where(table.c.deployment == name, table.c.number <= up_to, gone))
+
+
+def check_shadow(connection: Connection, wish: Deployment, number: int, now: float) -> None:
+    """Makes the shadow's revision a member. Raises: InvalidInput: there is none of that number, or it failed."""
+    shadow = wish.traffic.shadow
+    if shadow is None or shadow.revision == number:
+        return
+    record = get(connection, wish.name)
+    revision = record.find(shadow.revision)
+    if revision is None or revision.phase is Phase.FAILED:
+        known = ", ".join(str(one.number) for one in record.state.revisions if one.phase is not Phase.FAILED)
+        raise InvalidInput(f"traffic.shadow.revision is {shadow.revision}; there are {known}, and {number} is wished")
+    want(connection, record, shadow.revision, now)
 
 
 def row_value(connection: Connection, name: str, column: str) -> int:
@@ -141,8 +166,9 @@ def want(connection: Connection, record: Record, number: int, now: float) -> Non
 
 
 def set_wish(connection: Connection, record: Record, wish: Deployment, number: int, **values: object) -> None:
-    """The wish of the next generation. A switch that waits is given up unless `values` name one."""
-    values = {"switch_to": None, "switch_when": "all", **values}
+    """The wish of the next generation. A switch that waits is given up when another revision is wished."""
+    if number != record.revision:
+        values = {"switch_to": None, "switch_when": "all", **values}
     update_deployment(
         connection, record.name, document=text(spec.write(wish)), revision=number,
         generation=record.state.generation + 1, **values,

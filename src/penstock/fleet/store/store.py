@@ -105,6 +105,8 @@ class Store:
             number = record.revision
             if failed or wish.run != record.state.wish.run:
                 number = rows.wish_revision(connection, record, wish, now)
+            if wish.traffic.shadow != record.state.wish.traffic.shadow:
+                rows.check_shadow(connection, wish, number, now)
             rows.set_wish(connection, record, wish, number)
             if changed:
                 keys = ", ".join(str(one["key"]) for one in changed[:8]) + (" …" if len(changed) > 8 else "")
