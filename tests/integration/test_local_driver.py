@@ -14,7 +14,7 @@ import pytest
 from local_driver import Fleet, eventually, infer, replicas
 
 from penstock.fleet.drivers import Launch
-from penstock.fleet.local import process, record, variables
+from penstock.fleet.local import life, process, record, variables
 from penstock.fleet.state import ReplicaState
 
 __all__ = ["replicas"]
@@ -102,6 +102,19 @@ async def test_stuck_replica_is_killed_after_its_grace_with_all_that_it_started(
     await replicas.until("one", None)
     assert 0.5 <= time.monotonic() - began < 5.0
     assert not replicas.processes("one")
+
+
+async def test_replica_that_answers_nobody_is_replaced(replicas: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "_UNREADY_S", 0.5)
+    monkeypatch.setattr(life, "_PROBE_S", 0.1)
+    monkeypatch.setattr(life, "_PROBE_TIMEOUT_S", 0.5)
+    one = await replicas.start("one", "double")
+    await asyncio.sleep(1.0)  # longer than it may be silent: one that answers is left alone
+    assert one.pid is not None and replicas.replica("one") == one
+    os.kill(one.pid, signal.SIGSTOP)
+    failed = await replicas.until("one", FAILED)
+    assert "it did not answer for 0.5 s" in failed.reason
+    await eventually(lambda: not replicas.processes("one"), "it is gone with its workers")
 
 
 async def test_replica_stopped_while_it_starts_is_gone_and_did_not_fail(replicas: Fleet) -> None:

@@ -33,12 +33,14 @@ class Pages:
     def __init__(self, interval_s: float = _INTERVAL_S) -> None:
         self._interval_s = interval_s
         self._kept: dict[str, tuple[tuple[str, ...], float]] = {}
-        self._stop = threading.Event()
+        self._stop = False
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
     def keep(self, deployment: str, files: Iterable[str]) -> None:
         """These files from now on, of a deployment that has no replica any more."""
         self._kept[deployment] = (tuple(files), time.monotonic())
+        self._wake.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="penstock-pages", daemon=True)
             self._thread.start()
@@ -48,25 +50,27 @@ class Pages:
         self._kept.pop(deployment, None)
 
     async def close(self) -> None:
-        self._stop.set()
+        self._stop = True
+        self._wake.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         buffer = bytearray(_BLOCK_BYTES)
-        while not self._stop.is_set():
+        while not self._stop:
             left = int(_available_bytes() * _SHARE)
-            for deployment, (files, since) in sorted(self._kept.items(), key=lambda item: -item[1][1]):
+            for deployment, (files, since) in sorted(self._kept.copy().items(), key=lambda item: -item[1][1]):
                 if time.monotonic() - since > _KEPT_S:
                     self._kept.pop(deployment, None)
                     continue
                 left = self._touch(deployment, files, buffer, left)
-            self._stop.wait(self._interval_s)
+            self._wake.wait(self._interval_s)
+            self._wake.clear()  # `close` stops first and wakes then, so that this loses nothing
 
     def _touch(self, deployment: str, files: Iterable[str], buffer: bytearray, left: int) -> int:
         for path in files:
-            if self._stop.is_set() or deployment not in self._kept:
+            if self._stop or deployment not in self._kept:
                 break
             with contextlib.suppress(OSError):
                 size = os.stat(path).st_size
