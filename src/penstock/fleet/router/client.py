@@ -13,7 +13,7 @@ thrown away for `linger_s`. Closing at once would reset the connection, and the 
 
 A caller that is gone looks at first like one that has only finished sending: both are a FIN. While an answer is owed we
 find out by sending what every client skips (100 Continue; RFC 9110, section 15.2): the kernel of a closed socket
-answers with a reset, which shows in our socket's state.
+answers with a reset, which shows in our socket's state. One that leaves later is found by the same means, each tick.
 
 No exception may leave a callback: uvloop would close the transport.
 """
@@ -126,8 +126,7 @@ class ClientConnection(asyncio.Protocol):
             self._eof = True
             if self.transport is None or self._lingering_since is not None or self._state != BUSY:
                 return False
-            if not self._started and self._head is not None and not self._head.http10:
-                self.write(CONTINUE)
+            self._probe()
             self._look()
             return True
         except Exception:
@@ -371,8 +370,8 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(408, f"nothing of the request's body came for {options.body_timeout_s:g} s")
             elif not self._streaming and self._plan is not None and now > self._began + self._plan.timeout_s:
                 self._refuse(504, "the deadline passed while the request's body was on its way")
-        elif self._eof and self._state == BUSY:
-            self._look_once()
+        elif self._eof and self._state == BUSY and not self._look_once():
+            self._probe()
 
     def wind_down(self) -> None:
         """Closes when no request is on its way."""
@@ -485,6 +484,11 @@ class ClientConnection(asyncio.Protocol):
         except Exception:
             log.exception("answering a failure failed")
             self.cut()
+
+    def _probe(self) -> None:
+        """Sends what only a caller that is gone answers. The bytes of an answer that has begun do the same."""
+        if not self._started and self._head is not None and not self._head.http10:
+            self.write(CONTINUE)
 
     def _look(self) -> None:
         """Looks for the probe's reset a few times soon; `check` goes on looking."""
