@@ -23,6 +23,7 @@ DROPPED: Final = frozenset(
         b"http2-settings",
     )
 )  # fmt: skip
+_LINE: Final = re.compile(rb"[A-Z-]{1,32} [!-~]+ HTTP/\d\.\d")
 _HOST: Final = re.compile(rb"[A-Za-z0-9.\-_~!$&'()*+,;=%:\[\]]*")
 _TARGET: Final = re.compile(rb"/[!-~]*|\*")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[!-~]*)?(\?[!-~]*)?", re.IGNORECASE)
@@ -129,6 +130,8 @@ class HeadReader:
             raise HeadRefused(400, "malformed HTTP request: a line does not end with CRLF")
         if b"\r\n " in data or b"\r\n\t" in data:
             raise HeadRefused(400, "malformed HTTP request: a header is folded")
+        if _LINE.fullmatch(data, 0, data.index(b"\r")) is None:
+            raise HeadRefused(400, "malformed HTTP request: its first line is no request line")
         seen = _Seen()
         parser = httptools.HttpRequestParser(seen)
         try:
