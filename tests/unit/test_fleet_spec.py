@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from penstock.core.errors import InvalidInput
@@ -71,3 +74,12 @@ def test_a_secret_that_was_refused_is_not_repeated() -> None:
     with pytest.raises(InvalidInput) as caught:
         spec.read("x", {"model": "x", "secrets": {"TOKEN": "hunter2"}})
     assert "hunter2" not in caught.value.message
+
+
+def test_the_page_of_deployments_has_every_key_and_no_other() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "deployments.md").read_text()
+    written = set(re.findall(r"^\| `([a-z_.]+)`", text, re.MULTILINE))
+    tables = {"rollout": spec.Rollout, "traffic": spec.Traffic, "requests": spec.Requests}
+    known = {*Run.__struct_fields__, *Deployment.__struct_fields__} - {"name", "run", *tables}
+    known |= {f"{table}.{key}" for table, kind in tables.items() for key in kind.__struct_fields__}
+    assert written - {"memory"} == known - {"memory_bytes"}

@@ -126,19 +126,19 @@ class Fleet:
         return self._read(Status, "GET", _path(name))
 
     def wait(self, name: str, *, timeout_s: float = 300.0) -> Status:
-        """Returns once the newest revision serves (at once when it has been ready, also with no replica at present).
+        """Returns once the wished revision serves, or would: a deployment at zero has no replica at present.
 
         Raises:
-            LoadError: the newest revision failed; says why.
+            LoadError: that revision failed; says why.
             NotReady: it was not ready within `timeout_s`.
         """
         by = time.monotonic() + timeout_s
         while True:
             status = self.status(name)
-            newest = max(status.revisions, key=lambda one: one.number, default=None)
-            if newest is not None and newest.phase == "failed":
-                raise LoadError(f"{name} revision {newest.number} failed: {newest.reason}")
-            if newest is not None and newest.phase == "ready" and status.phase in ("ready", "scaled-to-zero"):
+            wished = status.find(status.revision)
+            if wished is not None and wished.phase == "failed":
+                raise LoadError(f"{name} revision {wished.number} failed: {wished.reason}")
+            if wished is not None and wished.phase == "ready" and status.phase in ("ready", "scaled-to-zero"):
                 return status
             if time.monotonic() > by:
                 raise NotReady(

@@ -60,13 +60,16 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """One deployment. `phase` is ready, deploying, degraded, failed, scaled-to-zero or deleting."""
+    """One deployment. `phase` is ready, deploying, degraded, failed, scaled-to-zero or deleting; `revision` is the one
+    that is wished."""
 
     name: str
     generation: int
     phase: str
     message: str = ""
+    revision: int = 0
     policy: str = ""
+    paused: bool = False
     stable: int | None = None
     wish: Mapping[str, object] = {}
     arms: tuple[ArmStatus, ...] = ()
@@ -80,7 +83,7 @@ class Status(msgspec.Struct, frozen=True):
     events: tuple[Event, ...] = ()
     experiment: int | None = None
 
-    def revision(self, number: int) -> RevisionStatus | None:
+    def find(self, number: int) -> RevisionStatus | None:
         """The revision of that number."""
         return next((one for one in self.revisions if one.number == number), None)
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 log = logging.getLogger("penstock.up")
 
@@ -21,12 +21,19 @@ _SETTLED_S = 30.0
 
 
 class Child:
-    """One kept process. `command` is asked for at each start; `fds` stay open in it."""
+    """One kept process. `command` is asked for at each start; `fds` stay open in it; `environment` is all it has."""
 
-    def __init__(self, name: str, command: Callable[[], Sequence[str]], fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[], Sequence[str]],
+        fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._command = command
         self._fds = tuple(fds)
+        self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = False
@@ -75,7 +82,7 @@ class Child:
     async def _launch(self) -> None:
         # A session of its own: Ctrl-C at the terminal reaches `penstock up`, which stops everything in the right order.
         self._process = await asyncio.create_subprocess_exec(
-            *self._command(), pass_fds=self._fds, start_new_session=True
+            *self._command(), pass_fds=self._fds, env=self._environment, start_new_session=True
         )
         self.on_start()
 

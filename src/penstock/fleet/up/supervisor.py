@@ -33,7 +33,7 @@ from penstock import config
 from penstock.core.errors import InvalidInput, NotReady
 from penstock.fleet.up import tree
 from penstock.fleet.up.children import Child
-from penstock.fleet.up.options import UpOptions
+from penstock.fleet.up.options import PREFIX, UpOptions
 from penstock.telemetry import logs
 
 log = logging.getLogger("penstock.up")
@@ -91,7 +91,10 @@ class _Platform:
         self._before = [one for one in tree.members(folder) if one.name != "up"]
         self._http: socket.socket | None = None
         self._grpc: socket.socket | None = None  # bound, never listening
-        self._controller = Child("controller", self._controller_command)
+        # Not on a command line, which everybody on the machine can read: the URL may hold a password.
+        database = {} if options.database is None else {f"{PREFIX}DATABASE": options.database}
+        self._environment = {**config.environment(), **database}
+        self._controller = Child("controller", self._controller_command, environment=self._environment)
         self._routers: list[Child] = []
         self._admin_port: int | None = None
 
@@ -110,7 +113,9 @@ class _Platform:
         await self._controller.start()
         await self._until("the controller", self._controller, self._controller_answers)
         for number in range(self._options.routers):
-            router = Child(f"router-{number + 1}", partial(self._router_command, number), [self._http.fileno()])
+            router = Child(
+                f"router-{number + 1}", partial(self._router_command, number), [self._http.fileno()], self._environment
+            )
             router.on_start = self._write
             self._routers.append(router)
             await router.start()
