@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from penstock.fleet.router.recorder import Recorder
+
 if TYPE_CHECKING:
     from penstock.fleet.router.front import HttpFront
     from penstock.fleet.router.lanes import Lane
@@ -44,6 +46,7 @@ def render(front: HttpFront) -> str:
             "penstock_router_controller_connected", "gauge",
             [({}, int(front.follower is not None and front.follower.connected))],
         ),
+        *_recorded(front),
     ):  # fmt: skip
         lines.append(f"# TYPE {name} {kind}")
         lines += [f"{name}{_labels(labels)} {value}" for labels, value in rows]
@@ -55,6 +58,25 @@ def _requests(lanes: Iterable[tuple[str, Lane]]) -> Iterator[tuple[dict[str, str
         for digit, count in enumerate(lane.tally.by_status):
             if count:
                 yield {"deployment": name, "revision": str(lane.revision), "status": _STATUS[digit]}, count
+
+
+def _recorded(front: HttpFront) -> list[tuple[str, str, list[tuple[dict[str, str], float]]]]:
+    """What became of decisions and rewards, where this router has a store for them."""
+    if not isinstance(front.hooks.recorder, Recorder):
+        return []
+    figures = front.hooks.recorder.figures()
+    return [
+        (
+            "penstock_router_decisions_total", "counter",
+            [({"outcome": "written"}, figures.decisions), ({"outcome": "dropped"}, figures.dropped_decisions)],
+        ),
+        (
+            "penstock_router_rewards_total", "counter",
+            [({"outcome": "written"}, figures.rewards), ({"outcome": "refused"}, figures.refused_rewards)],
+        ),
+        ("penstock_router_store_failures_total", "counter", [({}, figures.failures)]),
+        ("penstock_router_unwritten_seconds", "gauge", [({}, figures.unwritten_s)]),
+    ]  # fmt: skip
 
 
 def _of(lanes: Iterable[tuple[str, Lane]], figure: Callable[[Lane], float]) -> Iterator[tuple[dict[str, str], float]]:
