@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from penstock.api import Server, serve
     from penstock.client import AsyncClient, Client
+    from penstock.client.endpoint import endpoint
     from penstock.client.fleet import Fleet
     from penstock.core.caller import current_trace, deadline, request_traces, use_trace
     from penstock.core.declare import Batch, model
@@ -26,6 +27,7 @@ _HOMES = {
     "Server": "penstock.api",
     "current_trace": "penstock.core.caller",
     "deadline": "penstock.core.caller",
+    "endpoint": "penstock.client.endpoint",
     "model": "penstock.core.declare",
     "request_traces": "penstock.core.caller",
     "serve": "penstock.api",
@@ -33,8 +35,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "AsyncClient", "Batch", "Client", "Fleet", "Server", "__version__", "current_trace", "deadline", "model",
-    "request_traces", "serve", "use_trace",
+    "AsyncClient", "Batch", "Client", "Fleet", "Server", "__version__", "current_trace", "deadline", "endpoint",
+    "model", "request_traces", "serve", "use_trace",
 ]  # fmt: skip
 
 

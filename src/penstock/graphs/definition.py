@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from penstock.core.tensor import TensorSpec
 from penstock.graphs.conditions import Condition
 
-TENSORS, BODIES, MESSAGES = "tensors", "bodies", "messages"
-
 SEQUENCE = "sequence"  # one after the other
 SWITCH = "switch"  # the first whose condition holds
 ENSEMBLE = "ensemble"  # all at once

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from penstock.core.errors import InvalidInput
+from penstock.core.graph_calls import BODIES
 from penstock.graphs import gjson, keys
 from penstock.graphs.definition import (
-    BODIES,
     ENSEMBLE,
     NODE,
     SEQUENCE,

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from penstock.core.errors import InvalidInput
+from penstock.core.graph_calls import TENSORS
 from penstock.core.tensor import parse_spec
 from penstock.graphs import conditions, keys
 from penstock.graphs.definition import (
@@ -35,7 +36,6 @@ from penstock.graphs.definition import (
     SEQUENCE,
     SPLITTER,
     SWITCH,
-    TENSORS,
     URL,
     Bandit,
     Graph,

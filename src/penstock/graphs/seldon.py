@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from penstock.core.errors import InvalidInput
+from penstock.core.graph_calls import MESSAGES
 from penstock.graphs import keys
 from penstock.graphs.definition import (
     BUILT_IN,
-    MESSAGES,
     NODE,
     SERVICE,
     SPLITTER,

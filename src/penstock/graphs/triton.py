@@ -11,9 +11,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.core.errors import InvalidInput
+from penstock.core.graph_calls import TENSORS
 from penstock.core.nearest import nearest
 from penstock.core.tensor import NUMPY_OF, TensorSpec
-from penstock.graphs.definition import DATAFLOW, MODEL, TENSORS, Graph, Node, Step, Target
+from penstock.graphs.definition import (
+    DATAFLOW,
+    MODEL,
+    Graph,
+    Node,
+    Step,
+    Target,
+)
 
 ROOT: Final = "ensemble"
 _TYPES: Final = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from penstock.core.graph_calls import TENSORS
 from penstock.core.servable import Signature
 from penstock.core.tensor import TensorSpec
 from penstock.graphs.definition import (
@@ -14,7 +15,6 @@ from penstock.graphs.definition import (
     SEQUENCE,
     SERVICE,
     SWITCH,
-    TENSORS,
     Graph,
     Node,
     Step,

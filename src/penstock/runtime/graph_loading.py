@@ -10,9 +10,14 @@ from penstock import config
 from penstock.core.declare import rows_along_axis_0
 from penstock.core.door import Door
 from penstock.core.errors import LoadError, NotFound, NotReady, PenstockError
+from penstock.core.graph_calls import LEVEL, TENSORS
 from penstock.core.servable import Signature
 from penstock.graphs import validate
-from penstock.graphs.definition import MODEL, SERVICE, TENSORS, Graph
+from penstock.graphs.definition import (
+    MODEL,
+    SERVICE,
+    Graph,
+)
 from penstock.runtime.artifact import Snapshot, artifact_sha256
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.batching.policy import BatchLimits
@@ -92,12 +97,11 @@ async def _services(graph: Graph, door: Door, remote: Remote) -> set[str]:
     if not wanted:
         return set()
     here = {status.name for status in await door.index()} & wanted
-    if elsewhere := sorted(wanted - here):
-        if not remote.endpoints_url:
-            raise LoadError(
-                f"the graph asks {', '.join(elsewhere)}, which this server does not have; serve it beside the graph, "
-                "or say with PENSTOCK_ENDPOINTS_URL where other endpoints are"
-            )
+    if (elsewhere := sorted(wanted - here)) and not remote.endpoints_url:
+        raise LoadError(
+            f"the graph asks {', '.join(elsewhere)}, which this server does not have; serve it beside the graph, "
+            "or say with PENSTOCK_ENDPOINTS_URL where other endpoints are"
+        )
     return here
 
 
@@ -137,5 +141,5 @@ def _tensor_signature(graph: Graph, signature_of: validate.SignatureOf) -> Signa
         "ensemble" if graph.dialect == "triton" else "graph",
         batchable=batchable and rows_along_axis_0(*inputs, *outputs),
         concurrency=graph.concurrency,
-        metadata={"level": graph.level} if inputs else {"level": graph.level, "dynamic": "true"},
+        metadata={LEVEL: graph.level} if inputs else {LEVEL: graph.level, "dynamic": "true"},
     )

@@ -7,8 +7,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from penstock.core.door import Door
 from penstock.core.errors import DeadlineExceeded, NotFound, NotReady, Overloaded, PenstockError, WorkerLost
 from penstock.core.messages import Request, Response
 from penstock.core.servable import Signature
@@ -24,18 +25,10 @@ _LOOK_S = 0.005
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 
 
-class Models(Protocol):
-    """The part of `core.door.Door` that graphs use."""
-
-    def signature(self, model: str, version: str = "") -> Signature: ...
-
-    def submit(self, request: Request) -> asyncio.Future[Response]: ...
-
-
 class Calls:
     """Asks for one graph. `here` are the names of models of this server, as far as `SERVICE` targets name them."""
 
-    def __init__(self, models: Models, remote: Remote, here: frozenset[str] = frozenset()) -> None:
+    def __init__(self, models: Door, remote: Remote, here: frozenset[str] = frozenset()) -> None:
         self.models = models
         self.remote = remote
         self._here = here

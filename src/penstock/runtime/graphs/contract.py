@@ -1,27 +1,20 @@
-"""What protocols and graphs agree on: the tensors that carry a body, and the parameters with a meaning here.
-
-Graphs of bodies and messages take `body` (one element, the HTTP body) and `headers` (one element, a JSON object), and
-give `body`, `status` and `content_type`: that way they pass through the same queue, fronts and protocols as models do.
-"""
+"""What graphs promise at the door: signatures of graphs of bodies, checks, and what feedback says."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Final
 
 import msgspec
 
 from penstock.core.errors import InvalidInput
+from penstock.core.graph_calls import BODIES, LEVEL, OPERATION, PROPAGATE, ROUTE, bytes_of
 from penstock.core.messages import Request
 from penstock.core.servable import Signature
 from penstock.core.tensor import Array, TensorSpec
-from penstock.graphs.definition import BODIES, Graph
+from penstock.graphs.definition import (
+    Graph,
+)
 from penstock.runtime.checking import RequestCheck
-
-# Parameters of a request and of an answer. Names that no client uses by accident.
-OPERATION: Final = "penstock_graph"
-FEEDBACK, STATE = "feedback", "state"
-ROUTE: Final = "route"  # which way each router node took: "choose=1,other=0"
 
 _MOST_REWARDS = 10_000
 
@@ -38,7 +31,7 @@ def body_signature(graph: Graph) -> Signature:
         "kserve_graph" if graph.level == BODIES else "seldon_graph",
         batchable=False,
         concurrency=graph.concurrency,
-        metadata={"level": graph.level, "propagate": "\n".join(graph.propagate)},
+        metadata={LEVEL: graph.level, PROPAGATE: "\n".join(graph.propagate)},
     )
 
 
@@ -70,7 +63,7 @@ def read_feedback(body: Array | None) -> Iterator[tuple[Mapping[str, int], float
     Raises:
         InvalidInput: it is something else.
     """
-    data = body.ravel()[0] if body is not None and body.size == 1 and body.dtype.kind == "O" else b""
+    data = b"" if body is None else bytes_of(body)
     try:
         single = b'"rewards"' not in data
         found = (

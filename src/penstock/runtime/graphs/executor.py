@@ -10,17 +10,19 @@ from functools import partial
 from typing import Protocol
 
 import msgspec
-import numpy as np
 
 from penstock.core.errors import Cancelled, Internal, InvalidInput, PenstockError, Unsupported
+from penstock.core.graph_calls import BODIES, FEEDBACK, MESSAGES, OPERATION, ROUTE, STATE, body_outputs, bytes_of
 from penstock.core.messages import NO_DEADLINE, Parameter
 from penstock.core.servable import Signature, Tensors
 from penstock.core.tensor import Array
 from penstock.core.trace import RequestTrace, leading
-from penstock.graphs.definition import BODIES, MESSAGES, Graph
+from penstock.graphs.definition import (
+    Graph,
+)
 from penstock.runtime.graphs.bandits import Bandits
 from penstock.runtime.graphs.calling import Calls
-from penstock.runtime.graphs.contract import FEEDBACK, OPERATION, ROUTE, STATE, read_feedback
+from penstock.runtime.graphs.contract import read_feedback
 from penstock.runtime.graphs.journey import Journey
 from penstock.runtime.graphs.remote import Remote
 from penstock.runtime.graphs.tensors import TensorRunner
@@ -122,8 +124,7 @@ class GraphExecutor:
             document = {"routers": self.bandits.state()}
         else:
             raise InvalidInput(f"{OPERATION} is {operation!r}; one of {FEEDBACK}, {STATE}")
-        body = np.array([msgspec.json.encode(document)], dtype=object)
-        outputs: dict[str, Array] = {"body": body, "status": np.array([200], np.int32)}
+        outputs = body_outputs(200, msgspec.json.encode(document))
         return BatchResult(outputs, 0.0, time.monotonic() - began, 0.0)
 
     def _ended(self, number: int, done: Done, task: asyncio.Task[BatchResult]) -> None:
@@ -156,9 +157,9 @@ def _runner(graph: Graph, calls: Calls, bandits: Bandits) -> Runner:
 def _headers(inputs: Tensors) -> Mapping[str, str]:
     """What the protocol passed on of the caller's headers."""
     given = inputs.get("headers")
-    if given is None or not given.size or given.dtype.kind != "O":
+    if given is None or given.dtype.kind != "O":
         return {}
     try:
-        return msgspec.json.decode(given.ravel()[0], type=dict[str, str])
+        return msgspec.json.decode(bytes_of(given), type=dict[str, str])
     except (msgspec.MsgspecError, TypeError, RecursionError):
         raise InvalidInput("the input 'headers' is no JSON object of texts") from None

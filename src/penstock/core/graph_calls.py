@@ -1,0 +1,65 @@
+"""How protocols and graphs talk through the door: a body as a tensor, and parameters with a meaning of their own.
+
+Graphs of bodies and messages take `body` (one element, the HTTP body) and `headers` (one element, a JSON object), and
+give `body`, `status` and `content_type`: that way they pass through the same queue, fronts and metrics as models do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from penstock.core.messages import Response
+from penstock.core.servable import Signature
+from penstock.core.tensor import Array
+
+LEVEL: Final = "level"  # of a graph's signature's metadata: what flows in it
+TENSORS, BODIES, MESSAGES = "tensors", "bodies", "messages"
+PROPAGATE: Final = "propagate"  # beside it: which headers go on, one regular expression a line
+
+# Parameters of a request and of an answer. Names that no client uses by accident.
+OPERATION: Final = "penstock_graph"
+FEEDBACK, STATE = "feedback", "state"
+ROUTE: Final = "route"  # which way each router node took: "choose=1,other=0"
+
+
+def level_of(signature: Signature) -> str:
+    """What flows in a graph; "" of a model that is none."""
+    return signature.metadata.get(LEVEL, "")
+
+
+def body_inputs(body: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Array]:
+    """The tensors that carry a body and its headers."""
+    inputs = {"body": one(body)}
+    if headers:
+        inputs["headers"] = one(msgspec.json.encode(headers))
+    return inputs
+
+
+def body_outputs(status: int, body: bytes, content_type: str = "application/json") -> dict[str, Array]:
+    """The tensors that carry an answer."""
+    return {"body": one(body), "status": np.array([status], np.int32), "content_type": one(content_type.encode())}
+
+
+def answered(response: Response) -> tuple[int, bytes, str]:
+    """Status, body and content type that an answer carries."""
+    outputs = response.outputs
+    kind = outputs.get("content_type")
+    content_type = "application/json" if kind is None else bytes_of(kind).decode("latin-1")
+    return int(outputs["status"].ravel()[0]), bytes_of(outputs["body"]), content_type
+
+
+def one(data: bytes) -> Array:
+    """A BYTES tensor with one element."""
+    array = np.empty(1, dtype=object)
+    array[0] = data
+    return array
+
+
+def bytes_of(array: Array) -> bytes:
+    """The one element of a BYTES tensor; nothing where there is none."""
+    item = array.ravel()[0] if array.size else b""
+    return item if isinstance(item, bytes) else str(item).encode()
