@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from penstock.core.protobuf import length_prefix
-from penstock.fleet.router import hooks
+from penstock.fleet.router import grpc_channels, hooks
 from penstock.fleet.routes import Arm, Endpoint, Tenant, Upstream
 from penstock.fleet.spec import Match, Requests, Sticky
 
@@ -317,6 +317,26 @@ async def test_a_replica_that_left_the_table_ends_its_calls_first() -> None:
         await talk.done_writing()
         assert await talk.read() is grpc.aio.EOF
         assert await talk.code() is grpc.StatusCode.OK
+
+
+async def test_a_channel_that_was_asked_for_many_methods_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """grpc's channels keep something of each method until they are closed."""
+    monkeypatch.setattr(grpc_channels, "_MOST_STRANGE_CALLS", 20)
+    async with peer() as replica, router(endpoint("m", replica.address)) as front, channel(front.address) as client:
+        talk = client.stream_stream(SERVICE + "Echo")(metadata=NAMED)  # stays with the first one
+        await talk.write(b"1")
+        assert await talk.read() == b"1"
+        (first,) = front.front._channels._links.values()
+        for number in range(64 + 20):
+            assert await client.unary_unary(f"/any.Service{number}/Echo")(b"x", metadata=NAMED) == b"x"
+        assert [*front.front._channels._links.values()] == [first]
+        await client.unary_unary("/any.Other/Echo")(b"x", metadata=NAMED)
+        assert first.gone and [*front.front._channels._links.values()] != [first]
+        await talk.write(b"2")
+        assert await talk.read() == b"2"
+        await talk.done_writing()
+        assert await talk.read() is grpc.aio.EOF
+        await eventually(lambda: first.calls == 0)
 
 
 async def test_sessions_stay_with_their_replica() -> None:

@@ -149,12 +149,14 @@ async def test_health_of_the_router_needs_no_key_and_inference_does(replica: Any
 
 async def test_a_body_of_100_mb_passes(replica: Any) -> None:
     array = np.arange(25_000_000, dtype="f4").reshape(1, -1)  # 100 MB
-    async with router(endpoint("double", replica.grpc)) as front:
-        async with triton_aio.InferenceServerClient(front.address) as client:
-            got = await client.infer("double", [tensor(array)], client_timeout=60)
-            answer = got.as_numpy("y")
-            assert answer.shape == array.shape
-            np.testing.assert_array_equal(answer[:, ::1009], array[:, ::1009] * 2)
+    async with (
+        router(endpoint("double", replica.grpc)) as front,
+        triton_aio.InferenceServerClient(front.address) as client,
+    ):
+        got = await client.infer("double", [tensor(array)], client_timeout=60)
+        answer = got.as_numpy("y")
+        assert answer.shape == array.shape
+        np.testing.assert_array_equal(answer[:, ::1009], array[:, ::1009] * 2)
 
 
 @pytest.mark.parametrize("idempotent", [True, False])
@@ -166,25 +168,27 @@ async def test_a_replica_that_is_killed_loses_at_most_what_it_held(
     requests = Requests(idempotent=idempotent, retry_budget=1.0)
     outcomes: list[str] = []
     killed = threading.Event()
-    async with router(endpoint("double", one.grpc, other.grpc, requests=requests)) as front:
-        async with triton_aio.InferenceServerClient(front.address) as client:
+    async with (
+        router(endpoint("double", one.grpc, other.grpc, requests=requests)) as front,
+        triton_aio.InferenceServerClient(front.address) as client,
+    ):
 
-            async def call_until(enough: Callable[[], bool]) -> None:
-                while not enough():
-                    try:
-                        got = await client.infer("double", [tensor(X)], client_timeout=20)
-                        assert (got.as_numpy("y") == X * 2).all()
-                        outcomes.append("OK")
-                    except InferenceServerException as error:
-                        outcomes.append(str(error.status()))
+        async def call_until(enough: Callable[[], bool]) -> None:
+            while not enough():
+                try:
+                    got = await client.infer("double", [tensor(X)], client_timeout=20)
+                    assert (got.as_numpy("y") == X * 2).all()
+                    outcomes.append("OK")
+                except InferenceServerException as error:
+                    outcomes.append(str(error.status()))
 
-            def enough() -> bool:
-                if len(outcomes) >= 200 and not killed.is_set():
-                    killed.set()
-                    os.kill(one.pid, signal.SIGKILL)
-                return len(outcomes) >= 800
+        def enough() -> bool:
+            if len(outcomes) >= 200 and not killed.is_set():
+                killed.set()
+                os.kill(one.pid, signal.SIGKILL)
+            return len(outcomes) >= 800
 
-            await asyncio.gather(*(call_until(enough) for _ in range(8)))
+        await asyncio.gather(*(call_until(enough) for _ in range(8)))
     lost = [outcome for outcome in outcomes if outcome != "OK"]
     assert lost == [] if idempotent else set(lost) <= {"StatusCode.UNAVAILABLE"} and len(lost) <= 8
 
@@ -196,34 +200,36 @@ async def test_distinct_bad_names_leave_memory_flat(replica: Any, count: int, fi
     def resident_kb() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4
 
-    async with router(endpoint("double", replica.grpc)) as front:
-        async with grpc.aio.insecure_channel(front.address) as channel:
-            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-            raw = channel._channel  # a multi-callable per method would be the test's own growth
+    async with (
+        router(endpoint("double", replica.grpc)) as front,
+        grpc.aio.insecure_channel(front.address) as channel,
+    ):
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        raw = channel._channel  # a multi-callable per method would be the test's own growth
 
-            async def bad(number: int) -> None:
-                name = f"nobody-{number}".encode()
-                kinds: tuple[Callable[[], Any], ...] = (
-                    lambda: infer(b"\x0a%c%b" % (len(name), name), timeout=30),
-                    lambda: infer(b"", metadata=(("penstock-endpoint", name.decode()),), timeout=30),
-                    lambda: infer(b"", metadata=((f"key-{number}", "v"), ("x-api-key", name.decode())), timeout=30),
-                )
-                if number % 4 == 3:
-                    call = raw.call(b"/any.Service/Method%d" % number, time.time() + 30, None, None)
-                    await call.unary_unary(b"", (("penstock-endpoint", "double"),) if number % 8 == 3 else ())
-                    assert (await call.status()).code() in (grpc.StatusCode.NOT_FOUND.value[0], 12)
-                    return
-                with pytest.raises(grpc.aio.AioRpcError):
-                    await kinds[number % 4]()
+        async def bad(number: int) -> None:
+            name = f"nobody-{number}".encode()
+            kinds: tuple[Callable[[], Any], ...] = (
+                lambda: infer(b"\x0a%c%b" % (len(name), name), timeout=30),
+                lambda: infer(b"", metadata=(("penstock-endpoint", name.decode()),), timeout=30),
+                lambda: infer(b"", metadata=((f"key-{number}", "v"), ("x-api-key", name.decode())), timeout=30),
+            )
+            if number % 4 == 3:
+                call = raw.call(b"/any.Service/Method%d" % number, time.time() + 30, None, None)
+                await call.unary_unary(b"", (("penstock-endpoint", "double"),) if number % 8 == 3 else ())
+                assert (await call.status()).code() in (grpc.StatusCode.NOT_FOUND.value[0], 12)
+                return
+            with pytest.raises(grpc.aio.AioRpcError):
+                await kinds[number % 4]()
 
-            async def send(first: int, count: int) -> None:
-                for start in range(first, first + count, 20):
-                    await asyncio.gather(*(bad(number) for number in range(start, start + 20)))
+        async def send(first: int, count: int) -> None:
+            for start in range(first, first + count, 20):
+                await asyncio.gather(*(bad(number) for number in range(start, start + 20)))
 
-            await send(0, 3000)
-            before = resident_kb()
-            await send(3000, count)
-            grown = resident_kb() - before
-            figure("P13a", f"gRPC router: growth with {count:,} distinct bad names", grown / 1024, "MiB", goal="flat")
-            assert grown < 6000, f"{grown} KiB more"  # a KiB, or with more names 60 bytes, kept of each would be that
-            assert len(front.front._channels) == 1
+        await send(0, 3000)
+        before = resident_kb()
+        await send(3000, count)
+        grown = resident_kb() - before
+        figure("P13a", f"gRPC router: growth with {count:,} distinct bad names", grown / 1024, "MiB", goal="flat")
+        assert grown < 6000, f"{grown} KiB more"  # a KiB, or with more names 60 bytes, kept of each would be that
+        assert len(front.front._channels) == 1

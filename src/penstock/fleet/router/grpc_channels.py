@@ -16,6 +16,10 @@ from penstock.fleet.router.lanes import Upstream
 # (10 us).
 _MOST_METHODS = 64
 
+# grpc's channel keeps some 100 bytes of each method it was ever asked for, until it is closed (grpcio 1.85; the server
+# does not). So a channel that was asked for many gives way to a new one.
+_MOST_STRANGE_CALLS = 10_000
+
 # Source: grpc/impl/channel_arg_names.h.
 _ARGUMENTS = (
     ("grpc.max_receive_message_length", -1),  # of a replica, which has its own limits
@@ -34,31 +38,33 @@ _ARGUMENTS = (
 class Link:
     """The channel to one replica. `calls` in flight keep it open."""
 
-    __slots__ = ("_streams", "_unary", "calls", "channel", "gone")
+    __slots__ = ("_streams", "_unary", "calls", "channel", "gone", "strange_calls")
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.aio.insecure_channel(address, options=_ARGUMENTS)
         self.calls = 0
         self.gone = False
+        self.strange_calls = 0  # of methods that are not kept
         self._unary: dict[str, Any] = {}
         self._streams: dict[str, Any] = {}
 
     def unary(self, method: str) -> Any:
         """Calls the method with one message for one, both as bytes."""
-        return _kept(self._unary, method, self.channel.unary_unary)
+        return self._callable(self._unary, method, self.channel.unary_unary)
 
     def stream(self, method: str) -> Any:
         """Calls the method with any number of messages each way."""
-        return _kept(self._streams, method, self.channel.stream_stream)
+        return self._callable(self._streams, method, self.channel.stream_stream)
 
-
-def _kept(known: dict[str, Any], method: str, make: Callable[[str], Any]) -> Any:
-    found = known.get(method)
-    if found is None:
-        found = make(method)
-        if len(known) < _MOST_METHODS:
-            known[method] = found
-    return found
+    def _callable(self, known: dict[str, Any], method: str, make: Callable[[str], Any]) -> Any:
+        found = known.get(method)
+        if found is None:
+            found = make(method)
+            if len(known) < _MOST_METHODS:
+                known[method] = found
+            else:
+                self.strange_calls += 1
+        return found
 
 
 class Channels:
@@ -74,6 +80,10 @@ class Channels:
     def take(self, upstream: Upstream) -> Link:
         """The link to a replica, to be given back with `release`."""
         link = self._links.get(upstream.id)
+        if link is not None and link.strange_calls >= _MOST_STRANGE_CALLS:
+            del self._links[upstream.id]
+            self._end(link)
+            link = None
         if link is None:
             link = Link(upstream.grpc)
             if upstream.gone:  # it left the table since it was chosen: this one call is all
@@ -91,10 +101,7 @@ class Channels:
     def keep(self, replicas: Collection[str]) -> None:
         """Drops the links of all other replicas: at once, or when their calls have ended."""
         for name in [name for name in self._links if name not in replicas]:
-            link = self._links.pop(name)
-            link.gone = True
-            if link.calls == 0:
-                self._close(link)
+            self._end(self._links.pop(name))
 
     async def close(self) -> None:
         """Closes everything; calls in flight end."""
@@ -103,6 +110,11 @@ class Channels:
             await link.channel.close()
         while self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _end(self, link: Link) -> None:
+        link.gone = True
+        if link.calls == 0:
+            self._close(link)
 
     def _close(self, link: Link) -> None:
         task = asyncio.ensure_future(link.channel.close())
