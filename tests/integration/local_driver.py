@@ -30,8 +30,10 @@ def double(x):
     return {"y": x * 2}
 
 @penstock.model(inputs={"x": "f4[n]"}, outputs={"y": "f4[n]"})
-def slow(x):
-    time.sleep(float(x[0]))
+def gated(x):
+    open(os.environ["GATE"] + ".reached", "w").close()
+    while not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.01)
     return {"y": x}
 
 @penstock.model(inputs={"x": "f4[n]"}, outputs={"y": "f4[n]"})
@@ -92,6 +94,14 @@ class Fleet:
         await self.driver.start(Launch(id, "deployed", 1, self.run(model, **more)))
         return await self.until(id, ReplicaState.READY)
 
+    async def start_gated(self, id: str) -> tuple[Path, asyncio.Task[list[object]]]:
+        """A replica with a request in flight, which is answered once the file exists that is given back."""
+        gate = self.folder / f"{id}.gate"
+        ready = await self.start(id, "gated", env={"GATE": str(gate)}, options={"warm_up": False})
+        answer = asyncio.create_task(asyncio.to_thread(infer, ready, 2.0))
+        await eventually(gate.with_name(gate.name + ".reached").exists, "the request is in the model")
+        return gate, answer
+
     def replica(self, id: str) -> Replica | None:
         return next((one for one in self.driver.replicas() if one.id == id), None)
 
@@ -140,7 +150,9 @@ async def eventually(holds: Callable[[], object], what: str, within_s: float = P
 def infer(replica: Replica, *values: float) -> list[object]:
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [len(values)], "data": list(values)}]}
     request = urllib.request.Request(
-        f"http://{replica.http}/v2/models/deployed/infer", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"http://{replica.http}/v2/models/deployed/infer",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
     )
     with contextlib.closing(urllib.request.urlopen(request, timeout=PATIENCE_S)) as answer:
         return json.load(answer)["outputs"][0]["data"]

@@ -72,6 +72,14 @@ async def test_processor_share_is_kept_and_seen_by_the_replica(replicas: Fleet) 
     assert groups.cpu_limit(membership=membership) == 0.25
 
 
+@needs_groups
+async def test_small_share_begins_once_the_replica_is_ready(replicas: Fleet) -> None:
+    await replicas.driver.start(Launch("one", "deployed", 1, replicas.run("double", cpu=0.2)))
+    await eventually(lambda: _quotas("one", replicas) == [100_000], "it starts with one processor")
+    await replicas.until("one", ReplicaState.READY)
+    assert _quotas("one", replicas) == [20_000]
+
+
 async def test_without_control_groups_memory_is_watched(
     replicas: Fleet, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
@@ -91,13 +99,18 @@ async def test_without_control_groups_memory_is_watched(
     failed = await _until_failed(replicas, "one", again=lambda: eating.done() and not eating.cancelled())
     await eating
     assert "its limit is 300 MiB" in failed
-    assert not replicas.processes("one")
+    await eventually(lambda: not replicas.processes("one"), "it is gone with its workers")
 
 
 def _groups_of(id: str, fleet: Fleet) -> list[Path]:
     return [
         folder for folder in groups.leftovers(f"penstock.{fleet.settings.fleet}.") if folder.name.endswith(f".{id}")
     ]
+
+
+def _quotas(id: str, fleet: Fleet) -> list[int]:
+    files = [folder / file for folder in _groups_of(id, fleet) for file in ("cpu.max", "cpu.cfs_quota_us")]
+    return [int(file.read_text().split()[0]) for file in files if file.exists()]
 
 
 async def _until_failed(fleet: Fleet, id: str, again=lambda: False) -> str:

@@ -26,9 +26,9 @@ from typing import TypeVar
 from penstock import config
 from penstock.core.errors import InvalidInput, NotFound
 from penstock.fleet.drivers import Launch, Settings
-from penstock.fleet.local import command, contents, groups, limits, machine, output, process, record, variables
+from penstock.fleet.local import command, contents, disused, groups, limits, machine, output, process, record, variables
 from penstock.fleet.local.environments import Environments
-from penstock.fleet.local.life import Life
+from penstock.fleet.local.life import STARTING_CPU, Life
 from penstock.fleet.local.pages import Pages
 from penstock.fleet.local.record import Record
 from penstock.fleet.placement import Place
@@ -80,6 +80,9 @@ class Local:
             else:
                 life.was_found_dead()
         await self._in_thread(self._end_orphans)
+        in_use = {name for life in self._lives.values() for name in life.record.uses}
+        for place in ("environments", "archives"):
+            await self._in_thread(disused.prune, self._folder / place, in_use)
         self._tend_from_now_on()
         self.changed.set()
         return self.replicas()
@@ -100,7 +103,8 @@ class Local:
         self._tend_from_now_on()
         kept = Record(
             id=launch.id, deployment=launch.name, revision=launch.revision, place=launch.place, started_at=time.time(),
-            marker=f"{self._fleet}:{launch.id}:{secrets.token_hex(8)}", memory_bytes=launch.run.memory_bytes,
+            marker=f"{self._fleet}:{launch.id}:{secrets.token_hex(8)}", cpu=launch.run.cpu,
+            memory_bytes=launch.run.memory_bytes,
         )  # fmt: skip
         life = self._lives[launch.id] = Life(self._replicas / launch.id, kept, self._threads, self.changed.set)
         self._pages.release(launch.name)
@@ -109,10 +113,7 @@ class Local:
 
     async def stop(self, id: str, grace_s: float) -> None:
         life = self._lives.get(id)
-        if life is None:
-            return
-        if life.state is ReplicaState.FAILED:
-            self.forget(id)
+        if life is None or life.state is ReplicaState.FAILED:
             return
         files = await self._in_thread(life.files)
         life.stop(grace_s)
@@ -159,7 +160,7 @@ class Local:
         python = Path(sys.executable)
         if run.requirements:
             python = await self._environments.prepare(Path(run.requirements))
-        kept.files = [str(path)]
+        kept.files, kept.uses = [str(path)], [path.parent.name, python.parent.parent.name]
         return await self._in_thread(self._launch_now, launch, kept, path, python)
 
     def _launch_now(self, launch: Launch, kept: Record, path: Path, python: Path) -> process.Identity:
@@ -169,7 +170,7 @@ class Local:
         environment = variables.variables(run, self._environ, kept.marker, bool(run.requirements), self._endpoints())
         folder = self._replicas / launch.id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        wished = groups.Limits(run.cpu, run.memory_bytes)
+        wished = groups.Limits(None if run.cpu is None else max(run.cpu, STARTING_CPU), run.memory_bytes)
         made = groups.make(f"{self._group_prefix}{launch.id}", wished)
         kept.limited = made.memory
         kept.groups = [str(one) for one in made.folders]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from penstock.core.errors import LoadError
+from penstock.fleet.local import disused
 
 _SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip", ".mar")
 _UNPACK = (
@@ -38,6 +39,7 @@ async def folder_of(model: str, place: Path) -> Path:
     if not await asyncio.to_thread(folder.is_dir):
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         await _unpack([str(archive), str(folder)], folder)
+    await asyncio.to_thread(disused.note_use, folder.parent)
     return folder
 
 

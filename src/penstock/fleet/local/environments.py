@@ -2,8 +2,8 @@
 
 An environment is called by a digest of what it is made of: the file's lines, this Python, and the penstock that is put
 into it. It is built where it stays, since scripts in it name their place, and is whole from the moment that the file
-`.complete` is there. A lock keeps two builders apart; the processes of a build hold it too, so that one whose
-controller died is not built over.
+`.used` is there, which is touched at each use. A lock keeps two builders apart; the processes of a build hold it too,
+so that one whose controller died is not built over.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from pathlib import Path
 
 from penstock import config
 from penstock.core.errors import LoadError
-from penstock.fleet.local import lock_file, overlay
+from penstock.fleet.local import disused, lock_file, overlay
 from penstock.fleet.local.variables import MARKER
 
 log = logging.getLogger("penstock.driver")
 
-_COMPLETE = ".complete"
 _LOCK_LOOK_S = 0.2
 _LINES = 8
 _BUILD_TIMEOUT_S = 1800.0
@@ -61,6 +60,7 @@ class Environments:
         locked, made_of, digest = await asyncio.to_thread(_describe, requirements)
         place = self._folder / digest
         if await asyncio.to_thread(_complete, place):
+            await asyncio.to_thread(disused.note_use, place)
             return _python(place)
         async with self._building.setdefault(digest, asyncio.Lock()), self._locked(digest) as lock:
             if not await asyncio.to_thread(_complete, place):
@@ -79,7 +79,7 @@ class Environments:
             with output.open("wb") as file:
                 os.fchmod(file.fileno(), 0o600)
                 await self._steps(place, locked, made_of, file.fileno(), lock)
-            (place / _COMPLETE).touch()
+            (place / disused.USED).touch()
         except _StepFailed as failed:
             await asyncio.to_thread(shutil.rmtree, place, True)
             raise LoadError(
@@ -183,7 +183,7 @@ def _describe(requirements: Path) -> tuple[lock_file.Locked, list[overlay.Part],
 
 
 def _complete(place: Path) -> bool:
-    return (place / _COMPLETE).exists()
+    return (place / disused.USED).exists()
 
 
 def _python(place: Path) -> Path:

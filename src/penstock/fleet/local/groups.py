@@ -58,6 +58,16 @@ def make(name: str, limits: Limits, root: Path = ROOT, membership: Path = MEMBER
     return Made(tuple(folders), held["cpu"], held["memory"])
 
 
+def set_cpu(folders: Iterable[Path], cpu: float) -> None:
+    """Gives the groups another share of the processors."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            if (folder / "cpu.max").exists():
+                (folder / "cpu.max").write_text(f"{_quota(cpu)} {_PERIOD_US}")
+            elif (folder / "cpu.cfs_quota_us").exists():
+                (folder / "cpu.cfs_quota_us").write_text(str(_quota(cpu)))
+
+
 def pids(folders: Iterable[Path]) -> set[int]:
     """All that runs in the groups and in groups below them."""
     found: set[int] = set()

@@ -25,9 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from penstock.fleet.local import groups, health, limits, output, pages, process, record
+from penstock.fleet.local.announcement import Listener, Serving
 from penstock.fleet.local.reasons import reason
 from penstock.fleet.local.record import Record
 from penstock.fleet.state import Replica, ReplicaState
@@ -36,6 +35,10 @@ log = logging.getLogger("penstock.driver")
 
 T = TypeVar("T")
 
+# Processors that a replica has at the least until it is ready: a small share would make a start from zero long, and a
+# runtime counts less than two as one, so that it plans nothing by this.
+STARTING_CPU = 1.0
+
 _LOOK_S = 0.02  # between two looks for the line that says it serves
 _PROBE_S, _PROBE_TIMEOUT_S = 2.0, 2.0
 # Longer than anything that a busy machine does to a probe: a replica is killed for it, with what it has in flight.
@@ -43,15 +46,6 @@ _UNREADY_S = 30.0
 _POLL_S = 0.05  # of a process that no pidfd can be had for
 _REMOVALS_S = (0.0, 0.05, 0.2, 1.0, 5.0)  # groups stay while the last of what was killed is ending
 _LINES = 200  # read for a reason
-
-
-class Serving(msgspec.Struct):
-    """The line by which a runtime says that it serves."""
-
-    event: str
-    http: str
-    grpc: str
-    pid: int
 
 
 class Life:
@@ -98,6 +92,7 @@ class Life:
             self._set(ReplicaState.DRAINING)
             self._spawn(self._stop(adopted=True))
         elif self.record.http:
+            self._begin_share()
             self._set(ReplicaState.READY)
             self._spawn(self._look_after())
         else:
@@ -182,25 +177,16 @@ class Life:
             await self._come_up()
 
     async def _come_up(self) -> None:
-        position = 0
-        rest = b""
+        listener = Listener(self.folder / output.NAME, self.record.pid)
         while not self._died.is_set():
-            data, position = await self._in_thread(_read_on, self.folder / output.NAME, position)
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                if (serving := self._serving(line)) is not None:
-                    await self._ready(serving)
-                    return
-            if not data:
-                await asyncio.sleep(_LOOK_S)
+            if (said := await self._in_thread(listener.look)) is not None:
+                await self._ready(said)
+                return
+            await asyncio.sleep(_LOOK_S)
 
-    def _serving(self, line: bytes) -> Serving | None:
-        if b'"serving"' in line:
-            with contextlib.suppress(msgspec.DecodeError):
-                said = msgspec.json.decode(line, type=Serving)
-                if said.event == "serving" and said.pid == self.record.pid:  # not what user code has printed
-                    return said
-        return None
+    def _begin_share(self) -> None:
+        if self.record.cpu is not None and self.record.cpu < STARTING_CPU:
+            groups.set_cpu(map(Path, self.record.groups), self.record.cpu)
 
     async def _ready(self, said: Serving) -> None:
         http = said.http.partition("//")[2]
@@ -211,6 +197,7 @@ class Life:
         if self._died.is_set() or self.record.stop_by is not None:
             return
         self.record.http, self.record.grpc, self.record.ready_at = http, said.grpc, time.time()
+        self._begin_share()
         self._set(ReplicaState.READY)
         log.info(
             "replica_ready",
@@ -358,16 +345,6 @@ class Life:
             "replica": self.record.id, "deployment": self.record.deployment, "revision": self.record.revision,
             "pid": self.record.pid,
         }  # fmt: skip
-
-
-def _read_on(path: Path, position: int) -> tuple[bytes, int]:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size < position:  # it was cut
-            position = 0
-        file.seek(position)
-        data = file.read(1 << 20)
-        return data, position + len(data)
-    return b"", position
 
 
 def _kill_started(marker: str, folders: list[Path]) -> bool:

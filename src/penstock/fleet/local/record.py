@@ -32,9 +32,11 @@ class Record(msgspec.Struct, kw_only=True):
     ended_at: float | None = None
     forgotten: bool = False  # nobody need hear of it any more; only its log is kept
     groups: list[str] = []  # its control groups
+    cpu: float | None = None
     memory_bytes: int | None = None
     limited: bool = False  # a group holds it to that
     files: list[str] = []  # what it serves, for the pages that are kept
+    uses: list[str] = []  # names of environments and unpacked archives
 
 
 def write(folder: Path, record: Record) -> None:
