@@ -4,11 +4,12 @@ Theory of operation. A rule is a claim about shares or means ("the error rate is
 Evidence against the claim rolls back; evidence against its opposite lets promote. Both are e-values of
 `evidence.sequential`, over what was counted since a mark. There are several marks, because what was fine for an hour
 must not hide what went wrong in the last minute: one where the step began, and newer ones, each when the requests since
-the step began have grown by a tenth. The evidence of mark j counts with the weight 1/((j+1)(j+2)); these sum to 1, so
-the weighted sum is an e-value too, and a canary that keeps a rule is ever rolled back by it with a chance of at most α.
+the step began have grown by a tenth. Half of the weight is for the marks where steps begin, half for the newer ones;
+the j-th of its kind has 1/((j+1)(j+2)) of that half. Weights sum to 1, so the weighted sum of the evidence is an
+e-value too, and a canary that keeps a rule is ever rolled back by it with a chance of at most α.
 
 A new step begins a new set of marks: shares differ between steps, and counts from before and after a change of shares
-would compare different times of the day (Simpson's paradox).
+would compare different times of the day (Simpson's paradox). What was counted before only says where to look.
 
 Source: Shin, Ramdas & Rinaldo, E-detectors: a nonparametric framework for sequential change detection, New England
 Journal of Statistics in Data Science 2 (2024).
@@ -55,7 +56,7 @@ class GuardOptions:
         None, "Mean reward: at most so much below the stable arm's; unset, rewards do not matter.", minimum=1e-6
     )
     max_error_rate: float | None = option(
-        None, "Error rate: at most this, whatever the stable arm's.", minimum=0, maximum=1
+        None, "Error rate: at most this, whatever the stable arm's.", minimum=1e-6, maximum=1
     )
     max_latency_s: float | None = option(
         None,
@@ -81,14 +82,11 @@ class GuardOptions:
             raise InvalidInput(f"max_latency_s is {self.max_latency_s:g}; more than {last} is not told apart")
 
     @property
-    def compared(self) -> int:
-        """How many rules compare with the stable arm."""
-        return sum(rule is not None for rule in (self.error_tolerance, self.latency_ratio, self.reward_tolerance))
-
-    @property
     def rules(self) -> int:
+        """How many are set."""
+        compared = (self.error_tolerance, self.latency_ratio, self.reward_tolerance)
         alone = (self.max_error_rate, self.max_latency_s, self.min_reward)
-        return self.compared + sum(rule is not None for rule in alone)
+        return sum(rule is not None for rule in (*compared, *alone))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +112,24 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A moment from which on is counted. `limit` is the index of the latency bound that the stable arm implied."""
+    """A moment from which on is counted. `limit` is the index of the latency bound that the stable arm implied;
+    `number` counts the marks of its kind: those where a step began, and the others."""
 
     number: int
+    opening: bool
     at: float
     limit: int | None
     canary: Tally
     stable: Tally
 
+    @property
+    def log_weight(self) -> float:
+        return -math.log(2 * (self.number + 1) * (self.number + 2))
+
     def written(self) -> dict[str, object]:
         return {
             "number": self.number,
+            "opening": self.opening,
             "at": self.at,
             "limit": self.limit,
             "canary": self.canary.numbers(),
@@ -134,15 +139,11 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is known about one rule since one mark.
-
-    `harm` is the log evidence that the rule is broken, `fit` that it is kept (None: an absolute rule, or not known
-    yet).
-    """
+    """What is known about one rule since one mark: the log evidence `harm` that it is broken, `fit` that it is kept."""
 
     rule: str
     harm: float
-    fit: float | None
+    fit: float
     figures: str
 
 
@@ -152,16 +153,19 @@ def read_mark(written: object) -> Mark:
         raise TypeError("a mark is a mapping")
     canary, stable = Tally(*map(float, written["canary"])), Tally(*map(float, written["stable"]))
     limit = written["limit"]
-    return Mark(int(written["number"]), float(written["at"]), None if limit is None else int(limit), canary, stable)
+    at, limit = float(written["at"]), None if limit is None else int(limit)
+    return Mark(int(written["number"]), bool(written["opening"]), at, limit, canary, stable)
 
 
-def mark(options: GuardOptions, number: int, at: float, canary: ArmStatistics, stable: ArmStatistics) -> Mark:
-    """Counting begins now."""
+def mark(
+    options: GuardOptions, number: int, at: float, canary: ArmStatistics, stable: ArmStatistics, *, opening: bool = True
+) -> Mark:
+    """Counting begins now; `opening` where a step does."""
     limit = None
     if options.latency_ratio is not None and sum(stable.latency) >= _answers_needed(options):
         quantile = latency.quantile_s(stable.latency, options.latency_quantile)
         limit = None if quantile is None else latency.bound_of(quantile * options.latency_ratio)
-    return Mark(number, at, limit, tally(options, canary, limit), tally(options, stable, limit))
+    return Mark(number, opening, at, limit, tally(options, canary, limit), tally(options, stable, limit))
 
 
 def tally(options: GuardOptions, arm: ArmStatistics, limit: int | None) -> Tally:
@@ -179,22 +183,22 @@ def tally(options: GuardOptions, arm: ArmStatistics, limit: int | None) -> Tally
     )
 
 
-def next_marks(
-    options: GuardOptions, marks: Sequence[Mark], at: float, canary: ArmStatistics, stable: ArmStatistics, least: int
-) -> list[Mark]:
-    """The marks, with a new one once the canary's requests have grown by a tenth since the last, and by `least`."""
+def due(marks: Sequence[Mark], canary: ArmStatistics, least: int) -> bool:
+    """Whether the canary's requests have grown by a tenth since the last mark, and by `least`."""
     began, last = marks[0].canary.requests, marks[-1].canary.requests
-    if canary.requests - last < max(least, _GROWTH * (canary.requests - began)):
-        return list(marks)
-    new = mark(options, marks[-1].number + 1, at, canary, stable)
-    return [marks[0], *marks[1:][-(_MARKS - 2) :], new]
+    return canary.requests - last >= max(least, _GROWTH * (canary.requests - began))
+
+
+def with_mark(marks: Sequence[Mark], new: Mark) -> tuple[Mark, ...]:
+    """The marks with one more; the oldest but the first goes where they are too many."""
+    return (marks[0], *marks[1:][-(_MARKS - 2) :], new)
 
 
 def findings(options: GuardOptions, since: Mark, canary: ArmStatistics, stable: ArmStatistics) -> list[Finding]:
     """One for every rule that is set, in one order."""
     one = tally(options, canary, since.limit).since(since.canary)
     other = tally(options, stable, since.limit).since(since.stable)
-    found = [*_of_errors(options, one, other), *_of_latency(options, since, one, other, stable)]
+    found = [*_of_errors(options, since, one, other), *_of_latency(options, since, one, other, stable)]
     return [*found, *_of_rewards(options, one, other)]
 
 
@@ -205,10 +209,7 @@ def worst(
     tables = [findings(options, each, canary, stable) for each in marks]
     best: tuple[float, Mark, Finding] | None = None
     for at in range(len(tables[0])):
-        terms = [
-            table[at].harm - math.log((each.number + 1) * (each.number + 2))
-            for each, table in zip(marks, tables, strict=True)
-        ]
+        terms = [table[at].harm + each.log_weight for each, table in zip(marks, tables, strict=True)]
         top = max(terms)
         total = top + math.log(sum(math.exp(term - top) for term in terms)) if top > -math.inf else top
         if best is None or total > best[0]:
@@ -217,17 +218,18 @@ def worst(
     return best
 
 
-def _of_errors(options: GuardOptions, one: Tally, other: Tally) -> list[Finding]:
-    found, failed = [], events(one.errors, one.requests)
+def _of_errors(options: GuardOptions, since: Mark, one: Tally, other: Tally) -> list[Finding]:
+    found, failed = [], events(one.errors, one.requests, since.canary.errors, since.canary.requests)
     shown = f"error rate {rate(one.errors, one.requests)}"
     if options.error_tolerance is not None:
-        harm, fit = _compared(failed, events(other.errors, other.requests), options.error_tolerance)
+        beside = events(other.errors, other.requests, since.stable.errors, since.stable.requests)
+        harm, fit = _compared(failed, beside, options.error_tolerance)
         allowed = f"(at most {_points(options.error_tolerance)} more)"
         figures = f"{shown}, stable {rate(other.errors, other.requests)} {allowed}"
         found.append(Finding("error_tolerance", harm, fit, figures))
     if options.max_error_rate is not None:
-        harm = log_evidence_above(failed, options.max_error_rate)
-        found.append(Finding("max_error_rate", harm, None, f"{shown} (at most {percent(options.max_error_rate)})"))
+        figures = f"{shown} (at most {percent(options.max_error_rate)})"
+        found.append(Finding("max_error_rate", *_alone(failed, options.max_error_rate), figures))
     return found
 
 
@@ -236,16 +238,20 @@ def _of_latency(options: GuardOptions, since: Mark, one: Tally, other: Tally, st
     if options.latency_ratio is not None and since.limit is None:
         figures = f"latency: not judged before {_answers_needed(options)} answers of the stable arm"
         figures += f" (there are {sum(stable.latency):,})"
-        found.append(Finding("latency_ratio", -math.inf, None, figures))
+        found.append(Finding("latency_ratio", -math.inf, -math.inf, figures))
     elif options.latency_ratio is not None and since.limit is not None:
-        harm, fit = _compared(events(one.slow, one.answers), events(other.slow, other.answers), beyond)
+        harm, fit = _compared(
+            events(one.slow, one.answers, since.canary.slow, since.canary.answers),
+            events(other.slow, other.answers, since.stable.slow, since.stable.answers),
+            beyond,
+        )
         limit = seconds(LATENCY_BOUNDS_S[since.limit])
         figures = f"slower than {limit}: {rate(one.slow, one.answers)}, stable {rate(other.slow, other.answers)}"
         found.append(Finding("latency_ratio", harm, fit, f"{figures} (at most {_points(beyond)} more)"))
     if options.max_latency_s is not None:
-        harm = log_evidence_above(events(one.over, one.answers), beyond)
+        late = events(one.over, one.answers, since.canary.over, since.canary.answers)
         figures = f"slower than {seconds(options.max_latency_s)}: {rate(one.over, one.answers)}"
-        found.append(Finding("max_latency_s", harm, None, f"{figures} (at most {percent(beyond)})"))
+        found.append(Finding("max_latency_s", *_alone(late, beyond), f"{figures} (at most {percent(beyond)})"))
     return found
 
 
@@ -264,12 +270,17 @@ def _of_rewards(options: GuardOptions, one: Tally, other: Tally) -> list[Finding
         figures = f"{shown}, stable {raw[1].mean:.4g} of {raw[1].count:,.0f} {allowed}"
         found.append(Finding("reward_tolerance", harm, fit, figures))
     if options.min_reward is not None:
-        harm = log_evidence_below(samples[0], (options.min_reward - options.reward_low) / width)
-        found.append(Finding("min_reward", harm, None, f"{shown} (at least {options.min_reward:g})"))
+        fit, harm = _alone(samples[0], (options.min_reward - options.reward_low) / width)
+        found.append(Finding("min_reward", harm, fit, f"{shown} (at least {options.min_reward:g})"))
     if not alarms:
         return found
     unusable = f"rewards are not all between {options.reward_low:g} and {options.reward_high:g}: not judged"
-    return [Finding(each.rule, -math.inf, None, f"{each.figures}; {unusable}") for each in found]
+    return [Finding(each.rule, -math.inf, -math.inf, f"{each.figures}; {unusable}") for each in found]
+
+
+def _alone(sample: Sample, limit: float) -> tuple[float, float]:
+    """Log evidence that the mean is above the limit, and that it is below."""
+    return log_evidence_above(sample, limit), log_evidence_below(sample, limit)
 
 
 def _compared(one: Sample, other: Sample, tolerance: float) -> tuple[float, float]:

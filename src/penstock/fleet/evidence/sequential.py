@@ -6,6 +6,7 @@ observations are in [0, 1] with mean m, there is a wealth W(m) that a gambler ha
 nonnegative supermartingale that starts at 1, so by Ville's inequality it reaches 1/α with a chance of at most α, ever.
 
 - Of yes and no: W(m) = ∫ likelihood(q) dBeta(q; ½, ½) / likelihood(m), Robbins' mixture, which is the mixture SPRT.
+  What was seen before the sample began may say where to look: half of the mixture is then Beta(½+yes, ½+no) of it.
 - Of any numbers in [0, 1]: half of it is the same formula, which holds for fractions too (x ↦ aˣb¹⁻ˣ is convex); half
   is the mean over λ of exp(λ Σ(x−m) − ψ(λ) Σ(x−m)²), ψ(λ) = −log(1−λ) − λ, which gains from a small variance.
 
@@ -29,6 +30,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+_LONGEST_MEMORY = 2000.0  # observations before: with more, a rate that has moved a little would be believed too firmly
+_LEAST = 1e-300
 _STEPS = 60  # of bisection: as many as halve 1 down to what a float can tell apart
 _BETS = np.array([0.9, 0.7, *(0.5 * 0.5 ** np.arange(13))])  # λ < 1; √(2 log(1/α) / (n·variance)) is best: n to 10⁹
 _COSTS = -np.log1p(-_BETS) - _BETS
@@ -38,12 +41,17 @@ _PLENTY = 50.0  # no threshold is as large: how much more there is need not be f
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Observations in [0, 1] by their sums. `binary` promises that each was 0 or 1, which tells more."""
+    """Observations in [0, 1] by their sums. `binary` promises that each was 0 or 1, which tells more.
+
+    `before` is how many yes and no came before the sample began. It only makes evidence come sooner where they still
+    tell the truth; the sample alone is judged.
+    """
 
     count: float = 0.0
     total: float = 0.0
     squares: float = 0.0
     binary: bool = False
+    before: tuple[float, float] = (0.0, 0.0)
 
     @property
     def mean(self) -> float:
@@ -52,12 +60,14 @@ class Sample:
 
     def thinned(self, factor: float) -> Sample:
         """As if there were one observation for each `factor`: for those that come in groups that are alike."""
-        return Sample(self.count / factor, self.total / factor, self.squares / factor, self.binary)
+        before = self.before[0] / factor, self.before[1] / factor
+        return Sample(self.count / factor, self.total / factor, self.squares / factor, self.binary, before)
 
 
-def events(number: float, of: float) -> Sample:
-    """The sample of yes and no that had `number` yes."""
-    return Sample(of, number, number, True)
+def events(number: float, of: float, before: float = 0.0, of_before: float = 0.0) -> Sample:
+    """The sample of yes and no that had `number` yes; `before` it there had been so many of so many."""
+    shrunk = min(1.0, _LONGEST_MEMORY / of_before) if of_before else 0.0
+    return Sample(of, number, number, True, (before * shrunk, (of_before - before) * shrunk))
 
 
 def log_evidence_above(sample: Sample, limit: float) -> float:
@@ -102,15 +112,26 @@ def _lower_bound(sample: Sample, threshold: float) -> float:
 def _mirrored(sample: Sample) -> Sample:
     """The sample of 1 - x."""
     count, total = sample.count, sample.total
-    return Sample(count, count - total, count - 2 * total + sample.squares, sample.binary)
+    return Sample(count, count - total, count - 2 * total + sample.squares, sample.binary, sample.before[::-1])
 
 
 def _log_mixture(sample: Sample) -> float:
-    """log ∫ likelihood(q) dBeta(q; ½, ½)."""
-    yes, no = sample.total, sample.count - sample.total
-    return (
-        math.lgamma(max(yes, 0.0) + 0.5) + math.lgamma(max(no, 0.0) + 0.5) - math.lgamma(sample.count + 1)
-    ) - math.log(math.pi)
+    """The log likelihood, averaged over Beta(½, ½) and over what was seen before."""
+    plain = _log_average(sample, 0.5, 0.5)
+    if sample.before == (0.0, 0.0):
+        return plain
+    told = _log_average(sample, 0.5 + sample.before[0], 0.5 + sample.before[1])
+    return max(plain, told) + math.log1p(math.exp(-abs(plain - told))) - math.log(2)
+
+
+def _log_average(sample: Sample, yes: float, no: float) -> float:
+    """log ∫ likelihood(q) dBeta(q; yes, no)."""
+    more_yes, more_no = max(sample.total, 0.0), max(sample.count - sample.total, 0.0)
+    return _log_beta(yes + more_yes, no + more_no) - _log_beta(yes, no)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def _log_likelihood(sample: Sample, mean: float) -> float:
@@ -129,10 +150,10 @@ def _best_likelihood(a: Sample, b: Sample, margin: float) -> float:
     yes_a, no_a, yes_b, no_b = a.total, a.count - a.total, b.total, b.count - b.total
     for _ in range(_STEPS):
         t = (low + high) / 2
-        slope = yes_a / (t + margin) if yes_a > 0 else 0.0
-        slope += yes_b / t if yes_b > 0 else 0.0
-        slope -= no_a / (1 - t - margin) if no_a > 0 else 0.0
-        slope -= no_b / (1 - t) if no_b > 0 else 0.0
+        slope = yes_a / max(t + margin, _LEAST) if yes_a > 0 else 0.0
+        slope += yes_b / max(t, _LEAST) if yes_b > 0 else 0.0
+        slope -= no_a / max(1 - t - margin, _LEAST) if no_a > 0 else 0.0
+        slope -= no_b / max(1 - t, _LEAST) if no_b > 0 else 0.0
         if slope > 0:
             low = t
         else:

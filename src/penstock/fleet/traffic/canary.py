@@ -2,9 +2,8 @@
 
 Theory of operation. A step lasts at least `step_s` and until the canary has answered `step_requests`. In every step the
 rules of `evidence.guards` are judged; a rule that is shown to be broken rolls back at once. After the last step the
-canary is promoted: with `promotion: evidence` once it is shown to be no worse than the rules allow, whatever rules
-compare it with the stable arm. The chance that a canary which is worse by a tolerance or more is ever promoted is at
-most `alpha`.
+canary is promoted: with `promotion: evidence` once every rule that is set is shown to be kept. The chance that a canary
+which breaks a rule, if only by a hair, is ever promoted is at most `alpha`.
 
 Where it stands is in the memory: the step, when it began, and the marks from which on is counted.
 """
@@ -41,14 +40,14 @@ class Options(guards.GuardOptions):
     step_requests: int = option(100, "The least number of the canary's requests in a step.", minimum=1)
     promotion: str = option(
         "evidence",
-        "`evidence`: after the last step, once it is shown to be no worse than allowed; `steps`: after the last step; "
-        "`manual`: a person promotes.",
+        "`evidence`: after the last step, once every rule that is set is shown to be kept; `steps`: after the last "
+        "step; `manual`: a person promotes.",
     )
     alpha: float = option(
         0.05, "The chance of a wrong promotion, however often it is looked at.", minimum=1e-9, maximum=0.5
     )
     rollback_alpha: float = option(
-        0.01, "The chance of a wrong rollback, over all rules and looks.", minimum=1e-9, maximum=0.5
+        0.05, "The chance of a wrong rollback, over all rules and looks.", minimum=1e-9, maximum=0.5
     )
     patience_s: float | None = option(
         None,
@@ -69,11 +68,8 @@ class Options(guards.GuardOptions):
             )
         if list(self.steps) != sorted(set(self.steps)):
             raise InvalidInput(f"steps are {_listed(self.steps)}; they ascend")
-        if self.promotion == "evidence" and not self.compared:
-            raise InvalidInput(
-                "promotion by evidence needs a rule that compares with the stable arm: error_tolerance, latency_ratio "
-                "or reward_tolerance; or set promotion to steps"
-            )
+        if self.promotion == "evidence" and not self.rules:
+            raise InvalidInput("promotion by evidence needs a rule, such as error_tolerance; or set promotion to steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +81,8 @@ class Progress:
     since: float | None = None
     tries: int = 0  # of the last step
     marks: tuple[guards.Mark, ...] = ()
-    next_number: int = 0
+    openings: int = 0  # how many marks of each kind there were
+    others: int = 0
 
     def written(self) -> dict[str, object]:
         return {
@@ -94,7 +91,8 @@ class Progress:
             "since": self.since,
             "tries": self.tries,
             "marks": [each.written() for each in self.marks],
-            "next_number": self.next_number,
+            "openings": self.openings,
+            "others": self.others,
         }
 
 
@@ -160,14 +158,15 @@ def _read(memory: Mapping[str, object], revision: int, steps: int) -> Progress:
         marks, since = memory["marks"], memory["since"]
         if not isinstance(marks, Sequence):
             return Progress(revision)
-        numbers = [int(str(memory[name])) for name in ("step", "tries", "next_number")]
+        step, tries, openings, others = (int(str(memory[name])) for name in ("step", "tries", "openings", "others"))
         return Progress(
             revision,
-            min(max(numbers[0], 0), steps - 1),
+            min(max(step, 0), steps - 1),
             float(str(since)) if since is not None and marks else None,
-            numbers[1],
+            tries,
             tuple(guards.read_mark(each) for each in marks),
-            numbers[2],
+            openings,
+            others,
         )
     except (KeyError, TypeError, ValueError):
         return Progress(revision)
@@ -175,10 +174,9 @@ def _read(memory: Mapping[str, object], revision: int, steps: int) -> Progress:
 
 def _begun(options: Options, progress: Progress, now: float, canary: ArmStatistics, stable: ArmStatistics) -> Progress:
     """The step begins now, and counting with it."""
-    number = progress.next_number
-    first = guards.mark(options, number, now, canary, stable)
+    first = guards.mark(options, progress.openings, now, canary, stable)
     tries = progress.tries + (progress.step == len(options.steps) - 1)
-    return replace(progress, since=now, marks=(first,), next_number=number + 1, tries=tries)
+    return replace(progress, since=now, marks=(first,), openings=first.number + 1, tries=tries)
 
 
 def _counted(
@@ -188,11 +186,13 @@ def _counted(
     if progress.since is None or not progress.marks:
         return _begun(options, progress, now, canary, stable)
     if options.latency_ratio is not None and progress.marks[0].limit is None:
-        fresh = guards.mark(options, progress.next_number, now, canary, stable)
+        fresh = guards.mark(options, progress.openings, now, canary, stable)
         if fresh.limit is not None:  # from here on latency can be judged; no promotion was possible before
-            return replace(progress, marks=(fresh,), next_number=fresh.number + 1)
-    marks = guards.next_marks(options, progress.marks, now, canary, stable, options.step_requests)
-    return replace(progress, marks=tuple(marks), next_number=marks[-1].number + 1)
+            return replace(progress, marks=(fresh,), openings=fresh.number + 1)
+    if not guards.due(progress.marks, canary, options.step_requests):
+        return progress
+    new = guards.mark(options, progress.others, now, canary, stable, opening=False)
+    return replace(progress, marks=guards.with_mark(progress.marks, new), others=new.number + 1)
 
 
 def _broken(options: Options, progress: Progress, now: float, canary: Arm, stable: Arm) -> Verdict | None:
@@ -232,16 +232,13 @@ def _advance(
     if options.promotion == "manual":
         return progress, None, f"{place}; waits for a person to promote it"
     needed = math.log(1 / options.alpha) - _FIRST_TRY - _NEXT_TRY * (max(progress.tries, 1) - 1)
-    compared = [each for each in found if each.rule in ("error_tolerance", "latency_ratio", "reward_tolerance")]
-    least = min(each.fit if each.fit is not None else -math.inf for each in compared)
+    least = min(each.fit for each in found)
     if least >= needed:
-        shown = "; ".join(each.figures for each in compared)
+        shown = "; ".join(each.figures for each in found)
         reason = f"promoted after {len(options.steps)} steps: {shown}; evidence {_times(least)} of {_times(needed)}"
         return progress, Verdict(canary.revision, True, reason), ""
     lacking = ", ".join(
-        f"{each.rule} {_times(max(each.fit, 0.0)) if each.fit is not None else 'not yet'} of {_times(needed)}"
-        for each in compared
-        if each.fit is None or each.fit < needed
+        f"{each.rule} {_times(max(each.fit, 0.0))} of {_times(needed)}" for each in found if each.fit < needed
     )
     if options.patience_s is not None and now - since > options.patience_s:
         waited = seconds(options.patience_s)
