@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from penstock import plugins
 from penstock.fleet import spec
@@ -18,6 +20,7 @@ from penstock.fleet.state import Replica, ReplicaState
 from penstock.fleet.store.records import Record
 from penstock.fleet.store.store import Store
 
+T = TypeVar("T")
 START = 1_000_000.0
 
 
@@ -47,6 +50,7 @@ class MemoryFleet:
         placement = plugins.load("penstock.fleet.placement", "pack")
         self.controller = Controller(self.store, self.driver, placement, lambda: self.now)  # type: ignore[arg-type]
         await self.controller.actor.adopt()
+        await self.controller._load()
 
     async def stop(self) -> None:
         await self.controller.close()
@@ -58,9 +62,15 @@ class MemoryFleet:
         await self.start()
 
     async def deploy(self, name: str, **document: object) -> int:
-        wish = spec.read(name, document)
-        applied = await self.controller.change(self.store.apply, wish, self.now)
+        applied = await self.change(self.store.apply, spec.read(name, document), self.now)
         return applied.revision
+
+    async def change(self, function: Callable[..., T], *arguments: object) -> T:
+        """What the HTTP API does; the controller has read the store again."""
+        try:
+            return await self.controller.change(function, *arguments)
+        finally:
+            await self.controller._load()
 
     async def step(self, seconds: float = 0.0) -> None:
         """One look of the controller, after some time; the router speaks before and has each table at once."""

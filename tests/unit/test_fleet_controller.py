@@ -78,7 +78,7 @@ async def test_rollback_to_a_warm_revision_takes_one_step(memory: MemoryFleet) -
     await memory.deploy("m", model="/b")
     await memory.settle()
     started = memory.world.started
-    await memory.controller.change(memory.store.rollback, "m", None, memory.now)
+    await memory.change(memory.store.rollback, "m", None, memory.now)
     await memory.step()
     assert memory.serving() == {1: 1}
     assert memory.record().state.wish.run.model == "/a"
@@ -93,7 +93,7 @@ async def test_rollback_without_a_warm_one_starts_it_and_keeps_the_other_until_t
     await memory.settle()
     assert memory.replicas(1) == []
     memory.world.behaviour["/a"] = "starting"
-    await memory.controller.change(memory.store.rollback, "m", None, memory.now)
+    await memory.change(memory.store.rollback, "m", None, memory.now)
     await memory.settle(2)
     assert memory.serving() == {2: 1}
     memory.come_up()
@@ -348,7 +348,7 @@ async def test_canary_that_does_well_is_promoted_and_gets_its_replicas_first(mem
     await memory.settle()
     await memory.deploy("m", model="/b", **wish)
     await memory.settle(3)
-    await memory.controller.change(memory.store.promote, "m", 2, "by the test", memory.now)
+    await memory.change(memory.store.promote, "m", 2, "by the test", memory.now)
     for _ in range(12):
         await memory.step(0.5)
         assert sum(memory.serving().values()) >= 2
@@ -401,7 +401,7 @@ async def test_deleted_deployment_is_drained_and_gone(memory: MemoryFleet) -> No
     memory.world.lingering = True
     await memory.deploy("m", model="/a", replicas=2)
     await memory.settle()
-    await memory.controller.change(memory.store.delete, "m", memory.now)
+    await memory.change(memory.store.delete, "m", memory.now)
     await memory.settle(2)
     assert memory.controller.tables.endpoints == ()
     assert [one.state for one in memory.replicas()] == ["draining"] * 2
@@ -451,10 +451,10 @@ async def test_pause_keeps_the_weights_that_a_person_set(memory: MemoryFleet) ->
     await memory.settle(3)
     await memory.deploy("m", model="/b", traffic="thompson")
     await memory.settle(3)
-    await memory.controller.change(memory.store.pause, "m", True, memory.now, {1: 3, 2: 1})
+    await memory.change(memory.store.pause, "m", True, memory.now, {1: 3, 2: 1})
     await memory.settle(3)
     assert memory.weights() == {1: 0.75, 2: 0.25}
-    await memory.controller.change(memory.store.pause, "m", False, memory.now)
+    await memory.change(memory.store.pause, "m", False, memory.now)
     await memory.settle(3)
     assert memory.weights() != {1: 0.75, 2: 0.25}
 
