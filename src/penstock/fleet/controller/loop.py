@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from penstock.fleet.controller import deciding, routing
 from penstock.fleet.controller.acting import Actor
 from penstock.fleet.controller.counts import LATEST, rollout_to
@@ -80,12 +82,14 @@ class Controller:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def change(self, function: Callable[..., T], *args: object) -> T:
-        """As `call`, for what changes the store: the loop looks at once."""
+        """As `call`, for what changes the store: whoever asks next sees the change, and the loop looks at once."""
         try:
             return await self.call(function, *args)
         finally:
             self._stale = True
             self._wake.set()
+            with contextlib.suppress(SQLAlchemyError):  # the loop tries again, and says what is wrong
+                await self._load()
 
     async def report(self, report: Report) -> Reply:
         """Takes a router's word."""

@@ -69,7 +69,7 @@ class Child:
         try:
             await asyncio.wait_for(process.wait(), within_s)
         except TimeoutError:
-            log.warning("killed", extra={"process": self.name, "seconds": within_s})
+            log.warning("child_killed", extra={"child": self.name, "seconds": within_s})
             self.send(signal.SIGKILL)
             await process.wait()
 
@@ -94,7 +94,10 @@ class Child:
             status = await self._process.wait()
             if time.monotonic() - began >= _SETTLED_S:
                 pause_s = 0.0
-            log.error("process_ended", extra={"process": self.name, "status": status, "again_after_s": pause_s})
+            log.error("child_ended", extra={"child": self.name, "status": status, "again_after_s": pause_s})
             await asyncio.sleep(pause_s)
             pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * pause_s))
-            await self._launch()
+            try:
+                await self._launch()
+            except OSError:  # no processes or no memory left; there may be some again
+                log.exception("child_not_started", extra={"child": self.name})
