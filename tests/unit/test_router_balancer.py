@@ -217,6 +217,17 @@ def test_an_arm_whose_replicas_are_away_is_stood_in_for() -> None:
     assert stand_in is not None and stand_in.id == "c"
 
 
+def test_a_shadow_never_stands_in_for_others() -> None:
+    bench = Bench(arm(1, 1.0, "a"), arm(2, 0.0, "b"))
+    one, shadow = (lane.upstreams[0] for lane in bench.service.lanes)
+    bench.balancer.failed(one)
+    assert bench.acquire(0) is None
+    held = bench.wait(0)
+    bench.table(Arm(1, 1.0), arm(2, 0.0, "b"), waking=True)
+    assert held.upstream is None and bench.service.nowhere.waiting == 1
+    assert bench.balancer.acquire_in(bench.service.by_revision[2], bench.clock.now) is shadow
+
+
 def test_who_waits_for_an_arm_that_goes_is_placed_anew() -> None:
     bench = Bench(arm(1, 0.5, "a"), arm(2, 0.5, "b"), max_in_flight=1)
     one, two = bench.acquire(0), bench.acquire(1)

@@ -93,6 +93,7 @@ class Balancer:
             service.lanes.append(lane)
             service.by_revision[arm.revision] = lane
         service.single = len(service.lanes) == 1
+        service.drawable = any(lane.weight > 0.0 for lane in service.lanes)
         for lane in known.values():
             for upstream in lane.upstreams:
                 self._gone(upstream)
@@ -120,10 +121,7 @@ class Balancer:
         """The index of an arm, by the weights."""
         if service.single:
             return 0
-        try:
-            return draw(service.endpoint.arms, random.random())  # no secret
-        except ValueError:
-            return self._stable(service)
+        return draw(service.endpoint.arms, random.random()) if service.drawable else self._stable(service)
 
     def acquire(
         self, service: Service, index: int | None, now: float, session: bytes | None = None,
@@ -333,13 +331,14 @@ class Balancer:
         stable = service.by_revision.get(service.endpoint.stable)
         if stable is not None and stable.usable:
             return stable
-        candidates = [lane for lane in lanes if lane.upstreams]
+        # Those without a weight are not for callers: shadows, and arms that a policy took out.
+        candidates = [lane for lane in lanes if lane.upstreams and (lane.weight > 0.0 or lane is stable)]
         for lane in candidates:
-            if lane.usable and lane.weight > 0.0:
+            if lane.usable:
                 return lane
-        if index is not None and index < len(lanes) and lanes[index].upstreams:
+        if index is not None and index < len(lanes) and lanes[index] in candidates:
             return lanes[index]
-        return next((lane for lane in candidates if lane.weight > 0.0), candidates[0] if candidates else None)
+        return candidates[0] if candidates else None
 
     def _stable(self, service: Service) -> int:
         for index, arm in enumerate(service.endpoint.arms):

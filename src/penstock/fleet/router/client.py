@@ -476,6 +476,7 @@ class ClientConnection(asyncio.Protocol):
     def _failed(self) -> None:
         """The outermost catch: a defect of ours costs this connection, and nothing else."""
         log.exception("a caller's connection failed")
+        self._closes = True  # what was read beside the failure is lost: the two ends are not in step any more
         try:
             if self._call is not None and not self._started:
                 self._call.fail(Internal("internal error; the router's log has the traceback"))

@@ -131,7 +131,7 @@ class Exchange:
         decisions = front.hooks.decisions
         if decisions is not None and (endpoint.logged or endpoint.contextual or endpoint.sticky):
             body = b"" if self._streams else self._body
-            if endpoint.arms:
+            if self._service.drawable:
                 self._decision = decisions.decide(endpoint, headers, body, random.random())
                 self._index = self._decision.arm
         elif endpoint.arms:

@@ -221,12 +221,14 @@ class HttpFront:
                 self.balancer.failed(upstream)
                 self.balancer.release(upstream, self.clock())
                 caller.unreachable(upstream, hedge)
+            elif upstream.gone:  # it left the table meanwhile, and may be about to stop
+                connection.cut()
+                self.balancer.release(upstream, self.clock())
+                caller.unreachable(upstream, hedge)
             elif not caller.connected(connection, hedge):
                 self.balancer.release(upstream, self.clock())
                 connection.idle_since = self.now
                 upstream.pool.append(connection)
-                if upstream.gone:
-                    self.forget(upstream)
         except Exception:
             log.exception("sending a request failed")
 

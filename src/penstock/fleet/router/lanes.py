@@ -107,7 +107,7 @@ class Lane:
 class Service:
     """One endpoint. `lanes` are in the order of its arms."""
 
-    __slots__ = ("budget", "by_revision", "endpoint", "gone", "lanes", "nowhere", "single")
+    __slots__ = ("budget", "by_revision", "drawable", "endpoint", "gone", "lanes", "nowhere", "single")
 
     def __init__(self, endpoint: Endpoint, now: float) -> None:
         self.endpoint = endpoint
@@ -116,6 +116,7 @@ class Service:
         self.nowhere = Lane(self, 0, now)
         self.budget = RetryBudget(endpoint.requests.retry_budget)
         self.single = True  # one arm only: nothing is drawn
+        self.drawable = False  # an arm has a weight
         self.gone = False
 
     @property

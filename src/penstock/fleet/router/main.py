@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -148,6 +150,7 @@ class Router:
         if self._grpc is not None and options.grpc_port is not None:
             grpc_port = await self._grpc.start(options.host, options.grpc_port)
         await self.front.start(listening)
+        _settle()
         tasks = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._reporter.run())]
         log.info(
             "router_serving",
@@ -185,9 +188,21 @@ class Router:
         if self._learning is not None:
             self._learning.table(table)
         self.balancer.follow(CompiledTable(table))
+        self.front.heads.clear()
         if self._grpc is not None:
             self._grpc.table(table)
         self._reporter.table_changed()
+
+
+def _settle() -> None:
+    """What is loaded by now stays: a full collection looks at new objects only (at all of them it takes 50 ms, which
+    some requests would wait for). As many files may be open as the system lets us: each request has two sockets."""
+    gc.collect()
+    gc.freeze()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _grpc_front(router: Router):  # type: ignore[no-untyped-def]

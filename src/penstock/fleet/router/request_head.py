@@ -107,6 +107,10 @@ class HeadReader:
         self.max_bytes = max_bytes
         self.max_headers = max_headers
 
+    def clear(self) -> None:
+        """Forgets what was kept: the plans of its heads hold on to a table that is over."""
+        self._kept.clear()
+
     def read(self, data: bytes) -> Head:
         """The head of exactly these bytes, which end with the first empty line in them.
 
