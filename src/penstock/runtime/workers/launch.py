@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from penstock.runtime.workers.frame import LoadSpec
 from penstock.runtime.workers.pulse import Pulse, pulse_fd
 
+_FOR_USER_CODE = ("PENSTOCK_ENDPOINTS_URL", "PENSTOCK_ENDPOINTS_KEY")  # read by `penstock.endpoint`
 _BOOT = "import sys; from penstock.runtime.workers.child import main; main(*map(int, sys.argv[1:4]))"
 
 
@@ -68,8 +69,10 @@ def _pipe(undo: contextlib.ExitStack, childs: contextlib.ExitStack) -> tuple[int
 
 
 def _environment(spec: LoadSpec) -> dict[str, str]:
-    # The server's own settings, keys among them, are none of user code's business.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+    # The server's own settings, keys among them, are none of user code's business; where it may call others is.
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_") or name in _FOR_USER_CODE
+    }
     threads = str(max(1, spec.context.threads))
     env.update(OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
     if spec.context.device == "cpu":
