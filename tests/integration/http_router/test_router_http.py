@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from pathlib import Path
 
 import pytest
 from router_harness import Replica, Request, chunked, dies, echo, endpoint, post, replicas, rig, says, silent, until
 
 from penstock.fleet.router.http_options import HttpOptions
+from penstock.fleet.router.recorder import Recorder
 from penstock.fleet.routes import Arm, Endpoint
 from penstock.fleet.spec import Requests
+from penstock.fleet.store.decisions import Decisions
 
 
 def error_of(body: bytes) -> str:
@@ -505,3 +509,13 @@ async def test_metrics_and_probes() -> None:
             "models": ["fraud", "sleeps"]
         }
         assert (await router.ask(post(path="/metrics"))).status == 501
+
+
+async def test_every_metric_is_in_the_documents_table() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    told = set(re.findall(r"^\| `(penstock_router_\w+)`", page, re.MULTILINE))
+    async with replicas(Replica(echo)) as (replica,), rig() as router:
+        router.follow(endpoint(replica))
+        router.hooks.recorder = Recorder(lambda: Decisions("sqlite://"), "test")
+        text = (await router.ask(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")).body.decode()
+    assert set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)) == told
