@@ -56,6 +56,19 @@ def test_a_worse_canary_is_rarely_promoted_however_often_one_looks() -> None:
     assert wrong_promotions(150, 4000, 0.01, 0.01, seed=1) <= at_most(ALPHA, 150)
 
 
+def test_a_test_for_one_look_would_be_wrong_far_more_often() -> None:
+    """What the simulation is worth: it finds the usual z-test out, which is right at one look and wrong at many."""
+    rng, runs, wrong = np.random.default_rng(1), 150, 0
+    for _ in range(runs):
+        bad, good = np.cumsum(rng.random(4000) < 0.1), np.cumsum(rng.random(4000) < 0.1)
+        for n in looks(4000)[50:]:
+            p, q = bad[n - 1] / n, good[n - 1] / n
+            if q - p > 1.645 * math.sqrt((p * (1 - p) + q * (1 - q)) / n + 1e-12):
+                wrong += 1
+                break
+    assert wrong / runs > 0.25
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("stable", "margin"), [(0.003, 0.01), (0.05, 0.01), (0.5, 0.02), (0.02, 0.0)])

@@ -100,7 +100,7 @@ def test_a_canary_that_breaks_a_rule_is_rolled_back_with_the_figures(
     reason = decision.verdict.reason
     assert re.match(r"rolled back in step \d of 3 \(\d+ % to revision 2\): ", reason)
     assert re.search(r"\d % of [\d,]+|mean reward 0\.\d+ of [\d,]+", reason)
-    assert re.search(r"evidence [\d,.e+]+ of [\d,]+|evidence over 10⁷ of [\d,]+", reason)
+    assert re.search(r"evidence [\d,.e+]+ of [\d,]+|evidence over 10⁸ of [\d,]+", reason)
 
 
 def test_a_canary_that_worsens_late_is_rolled_back_although_it_was_fine_for_long(figure) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def percent(share: float) -> str:
     """0.041 as "4.1 %": three digits that count, and no more than the figure deserves."""
@@ -22,3 +24,11 @@ def seconds(duration_s: float) -> str:
 def rate(events: float, of: float) -> str:
     """ "4.1 % of 1,220"."""
     return f"{percent(events / of)} of {count(of)}" if of else "none yet"
+
+
+def strength(log_evidence: float) -> str:
+    """How many times more likely: "0.42", "12.3", "3,100", "over 10⁸"."""
+    if log_evidence > 18.5:
+        return "over 10⁸"
+    times = math.exp(log_evidence)
+    return f"{times:,.0f}" if times >= 100 else f"{times:.3g}" if times >= 0.01 else "0"

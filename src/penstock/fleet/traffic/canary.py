@@ -19,7 +19,7 @@ from penstock.core.nearest import nearest
 from penstock.fleet import policy_options
 from penstock.fleet.evidence import guards, latency
 from penstock.fleet.evidence.shares import weights
-from penstock.fleet.evidence.words import count, percent, seconds
+from penstock.fleet.evidence.words import count, percent, seconds, strength
 from penstock.fleet.policy_options import option
 from penstock.fleet.state import ArmStatistics
 from penstock.fleet.traffic import Arm, Decision, Observation, Verdict
@@ -203,7 +203,7 @@ def _broken(options: Options, progress: Progress, now: float, canary: Arm, stabl
     evidence, since, finding = found
     reason = (
         f"rolled back in {_place(options, progress)}: {finding.figures}, in the last {seconds(now - since.at)}; "
-        f"breaks {finding.rule}, evidence {_times(evidence)} of {_times(needed)}"
+        f"breaks {finding.rule}, evidence {strength(evidence)} of {strength(needed)}"
     )
     return Verdict(canary.revision, False, reason)
 
@@ -235,10 +235,10 @@ def _advance(
     least = min(each.fit for each in found)
     if least >= needed:
         shown = "; ".join(each.figures for each in found)
-        reason = f"promoted after {len(options.steps)} steps: {shown}; evidence {_times(least)} of {_times(needed)}"
+        reason = f"promoted after {len(options.steps)} steps: {shown}; evidence {strength(least)} of {strength(needed)}"
         return progress, Verdict(canary.revision, True, reason), ""
     lacking = ", ".join(
-        f"{each.rule} {_times(max(each.fit, 0.0))} of {_times(needed)}" for each in found if each.fit < needed
+        f"{each.rule} {strength(max(each.fit, 0.0))} of {strength(needed)}" for each in found if each.fit < needed
     )
     if options.patience_s is not None and now - since > options.patience_s:
         waited = seconds(options.patience_s)
@@ -266,10 +266,6 @@ def _place(options: Options, progress: Progress) -> str:
 
 def _listed(steps: Sequence[float]) -> str:
     return ", ".join(f"{share:g}" for share in steps) or "none"
-
-
-def _times(log_evidence: float) -> str:
-    return f"{math.exp(log_evidence):,.3g}" if log_evidence < 18 else "over 10⁷"
 
 
 plug = Canary()

@@ -18,7 +18,7 @@ from penstock.fleet import policy_options
 from penstock.fleet.evidence import rewards, sample_ratio
 from penstock.fleet.evidence.sequential import Sample, confidence_bounds, events, log_evidence_greater
 from penstock.fleet.evidence.shares import eligible, weights
-from penstock.fleet.evidence.words import count, percent
+from penstock.fleet.evidence.words import count, percent, strength
 from penstock.fleet.policy_options import option
 from penstock.fleet.traffic import Decision, Observation, Verdict
 
@@ -171,10 +171,10 @@ def _compared(options: Options, observed: Observation, challengers: list[int]) -
         figures = f"revision {one} {_figures(options, samples[one])}, stable {_figures(options, stable)}"
         if max(better, worse) >= needed:
             shown = "better" if better > worse else "worse"
-            reason = f"shown to be {shown} by {options.decide_by}: {figures}; evidence {_times(max(better, worse))}, "
-            reason += f"needed {_times(needed)}"
+            reason = f"shown to be {shown} by {options.decide_by}: {figures}; evidence {strength(max(better, worse))}, "
+            reason += f"needed {strength(needed)}"
             return reason, Verdict(one, better > worse, reason)
-        lines.append(f"{figures}; evidence {_times(max(better, worse, 0.0))} of {_times(needed)}")
+        lines.append(f"{figures}; evidence {strength(max(better, worse, 0.0))} of {strength(needed)}")
     return "; ".join(lines), None
 
 
@@ -185,10 +185,6 @@ def _figures(options: Options, sample: Sample) -> str:
     width = options.reward_high - options.reward_low
     mean, least, most = (options.reward_low + width * value for value in (sample.mean, low, high))
     return f"earns {mean:.4g} ({least:.4g} to {most:.4g}) in {count(sample.count)}"
-
-
-def _times(log_evidence: float) -> str:
-    return f"{math.exp(min(log_evidence, 20.0)):,.3g}" if log_evidence < 20 else "over 10⁸"
 
 
 plug = Split()
