@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import socket
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import msgspec
 
 from penstock.fleet.router.balancer import Balancer
 from penstock.fleet.router.grpc_front import GrpcFront, GrpcFrontOptions
@@ -100,6 +105,10 @@ class Peer:
         await context.send_initial_metadata((("lead", "first"), ("lead-bin", b"\x00\xff")))
         if what == "Sleep":
             await asyncio.sleep(60)
+        if what == "Work":  # for as many seconds as the message says
+            await asyncio.sleep(float(await context.read()))
+            await context.write(b"done")
+            return
         if what == "Early":  # ends before the caller has sent all
             await context.read()
             await context.write(b"enough")
@@ -119,6 +128,37 @@ class Peer:
         if what == "Collect":
             await context.write(b"%d" % count)
         context.set_trailing_metadata((("count", str(count)), ("tail-bin", b"\x01")))
+
+
+@contextlib.asynccontextmanager
+async def router_process(state: Path, table: Table) -> AsyncIterator[tuple[str, str, int]]:
+    """A router of its own process, with this table in its cache and no controller. Gives its HTTP and gRPC addresses
+    and its process id."""
+    (state / "routes.json").write_bytes(msgspec.json.encode(table))
+    with socket.socket() as holder:  # bound and never listening, as `penstock up` holds the port that routers share
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        grpc_port = holder.getsockname()[1]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "penstock.fleet.router", "--state", str(state), "--port", "0", "--grpc-port",
+            str(grpc_port), "--log-format", "json", "--grace-s", "1", stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stderr is not None
+        try:
+            async with asyncio.timeout(30):
+                while line := await process.stderr.readline():
+                    if b"router_serving" in line:
+                        break
+            rest = asyncio.ensure_future(process.stderr.read())
+            yield json.loads(line)["http"], f"127.0.0.1:{grpc_port}", process.pid
+            process.terminate()
+            async with asyncio.timeout(20):
+                log = await rest
+                assert await process.wait() == 0, log.decode()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 @contextlib.asynccontextmanager

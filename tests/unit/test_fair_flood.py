@@ -16,7 +16,7 @@ from penstock.fleet.router.fair import FairQueue, Ticket
 
 SERVICE_S = 0.01
 WEIGHTS = {"high": 10.0, "low": 1.0}
-DURATION_S = 8.0
+DURATION_S = 5.0
 
 
 class Waiting(Protocol):
