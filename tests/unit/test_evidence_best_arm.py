@@ -97,6 +97,15 @@ def test_shares_are_shares_for_any_normal_arms(arms: list[tuple[float, float, fl
     assert all(0 <= share <= 1 for share in shares)
 
 
+def test_units_of_normal_arms_do_not_matter() -> None:
+    plain = best_of_students([8.0, 5.0, 1e6], [1.0, 1.2, 0.9], [0.1, 0.2, 0.3])
+    for unit in (1e-280, 1e280):
+        scaled = best_of_students(
+            [8.0, 5.0, 1e6], [unit * m for m in (1.0, 1.2, 0.9)], [unit * s for s in (0.1, 0.2, 0.3)]
+        )
+        assert scaled == pytest.approx(plain, abs=1e-9)
+
+
 def test_equal_arms_share_equally() -> None:
     assert best_of_betas([3.5] * 4, [8.25] * 4) == pytest.approx([0.25] * 4)
     assert best_of_students([5.0] * 3, [1.0] * 3, [0.5] * 3) == pytest.approx([1 / 3] * 3)

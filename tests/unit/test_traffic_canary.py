@@ -214,6 +214,36 @@ def test_a_canary_that_is_not_ready_gets_nothing_and_its_step_begins_anew() -> N
     assert "step 2 of 3" in arms.step(plug, options, 100).explanation
 
 
+def test_a_canary_that_sleeps_with_the_stable_arm_goes_on_where_it_was() -> None:
+    options = plug.options(QUICK)
+    arms = world(FINE, FINE)
+    while arms.step(plug, options, 100).weights[2] < 0.2:
+        pass
+    since = arms.memory["since"]
+    asleep = arms.step(plug, options, 0, ready=[])
+    assert asleep.weights == {1: 1, 2: 0}
+    arms.now += 3600
+    arms.step(plug, options, 0, ready=[])
+    arms.step(plug, options, 2, ready=[1])  # the stable arm wakes a little earlier
+    assert arms.step(plug, options, 100).weights[2] == pytest.approx(0.3)
+    assert arms.memory["since"] == since
+
+
+def test_dying_again_and_again_is_no_way_around_the_rules() -> None:
+    """It fails whatever is under way when it dies, and is not ready most of the time."""
+    options, arms = plug.options(QUICK), world(FINE, FINE)
+    for _ in range(100):
+        decision = arms.step(plug, options, 200)
+        if decision.verdict is not None:
+            break
+        known = arms.statistics[2]
+        arms.statistics[2] = replace(known, requests=known.requests + 3, errors=known.errors + 3)
+        arms.step(plug, options, 200, ready=[1])
+    assert decision.verdict is not None
+    assert not decision.verdict.promote
+    assert arms.pulls[2] < 2000
+
+
 def test_promotion_by_steps_and_by_hand() -> None:
     by_steps, sent = run(world(FINE, FINE), QUICK | {"promotion": "steps"}, 50_000)
     assert by_steps.verdict is not None

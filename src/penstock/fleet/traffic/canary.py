@@ -26,6 +26,8 @@ from penstock.fleet.traffic import Arm, Decision, Observation, Verdict
 
 PROMOTIONS = ("evidence", "steps", "manual")
 
+_AWAY_S = 30.0  # a replica that died is back by then; a canary that was away for longer begins its step anew
+
 # The last step begins anew when the canary was not ready for a while, and with it the test for promotion. Each try gets
 # a share of alpha that falls by ten; they sum to alpha.
 _FIRST_TRY, _NEXT_TRY = math.log(0.9), math.log(0.1)
@@ -83,6 +85,7 @@ class Progress:
     marks: tuple[guards.Mark, ...] = ()
     openings: int = 0  # how many marks of each kind there were
     others: int = 0
+    away: float | None = None  # since when it is not ready, while the stable arm is
 
     def written(self) -> dict[str, object]:
         return {
@@ -93,6 +96,7 @@ class Progress:
             "marks": [each.written() for each in self.marks],
             "openings": self.openings,
             "others": self.others,
+            "away": self.away,
         }
 
 
@@ -117,10 +121,10 @@ class Canary:
             return _end(observed, ended)
         progress = _read(observed.memory, canary.revision, len(options.steps))
         if not canary.ready:
-            waiting = replace(progress, since=None)
-            explanation = f"canary revision {canary.revision} is not ready; step {progress.step + 1} begins when it is"
-            made = weights(revisions, {stable.revision: 1.0})
-            return Decision(made, waiting.written(), explanation=explanation)
+            return _away(options, progress, observed, canary, stable)
+        if progress.away is not None and observed.now - progress.away > _AWAY_S:
+            progress = replace(progress, since=None)
+        progress = replace(progress, away=None)
         progress = _counted(options, progress, observed.now, canary.statistics, stable.statistics)
         verdict = _broken(options, progress, observed.now, canary, stable)
         explanation = ""
@@ -131,6 +135,22 @@ class Canary:
         share = options.steps[progress.step]
         made = weights(revisions, {canary.revision: share, stable.revision: 1 - share})
         return Decision(made, progress.written(), explanation=explanation)
+
+
+def _away(options: Options, progress: Progress, observed: Observation, canary: Arm, stable: Arm) -> Decision:
+    """The canary is not ready. What it did so far still counts: dying again and again is no way around the rules.
+
+    With the stable arm it sleeps, and goes on when both are awake.
+    """
+    verdict = _broken(options, progress, observed.now, canary, stable) if progress.marks else None
+    if verdict is not None:
+        return _end(observed, verdict)
+    if stable.ready and progress.away is None:
+        progress = replace(progress, away=observed.now)
+    made = weights([arm.revision for arm in observed.arms], {stable.revision: 1.0})
+    goes_on = "begins" if progress.since is None else "goes on"
+    explanation = f"canary revision {canary.revision} is not ready; step {progress.step + 1} {goes_on} when it is"
+    return Decision(made, progress.written(), explanation=explanation)
 
 
 def _end(observed: Observation, verdict: Verdict) -> Decision:
@@ -167,6 +187,7 @@ def _read(memory: Mapping[str, object], revision: int, steps: int) -> Progress:
             tuple(guards.read_mark(each) for each in marks),
             openings,
             others,
+            float(str(memory["away"])) if memory["away"] is not None else None,
         )
     except (KeyError, TypeError, ValueError):
         return Progress(revision)
