@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from penstock.fleet.drivers import Launch, Settings
 from penstock.fleet.drivers.local import Local
-from penstock.fleet.local import process
+from penstock.fleet.local import groups, process
 from penstock.fleet.spec import Run
 from penstock.fleet.state import Replica, ReplicaState
 
@@ -126,7 +126,10 @@ class Fleet:
         for one in self.driver.replicas():
             await self.driver.stop(one.id, 0.0)
         await eventually(lambda: not self.processes(), "every process of the fleet has ended")
+        states = (ReplicaState.FAILED,)
+        await eventually(lambda: all(one.state in states for one in self.driver.replicas()), "the driver has seen it")
         await self.driver.close()
+        assert not groups.leftovers(f"penstock.{self.settings.fleet}."), "control groups are left"
 
 
 @pytest_asyncio.fixture

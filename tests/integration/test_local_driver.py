@@ -14,7 +14,7 @@ import pytest
 from local_driver import Fleet, eventually, infer, replicas
 
 from penstock.fleet.drivers import Launch
-from penstock.fleet.local import life, process, record, variables
+from penstock.fleet.local import leftovers, life, process, record, variables
 from penstock.fleet.state import ReplicaState
 
 __all__ = ["replicas"]
@@ -227,6 +227,23 @@ async def test_orphans_of_the_fleet_are_ended_and_strangers_are_not(replicas: Fl
         for one in (ours, strange):
             one.kill()
             one.wait()
+
+
+async def test_replicas_without_a_controller_can_be_ended(replicas: Fleet) -> None:
+    gate, answer = await replicas.start_gated("one")
+    await replicas.start("two", "Parent")
+    stuck = await replicas.start("three", "double")
+    await replicas.driver.close()
+    assert stuck.pid is not None
+    os.kill(stuck.pid, signal.SIGSTOP)
+    ending = asyncio.create_task(asyncio.to_thread(leftovers.end_all, replicas.settings.folder, 2.0))
+    await asyncio.sleep(0.3)
+    gate.touch()
+    assert await answer == [2.0], "what is in flight is answered"
+    assert sorted(await ending) == ["one", "three", "two"]
+    assert not replicas.processes()
+    assert await asyncio.to_thread(leftovers.end_all, replicas.settings.folder, 2.0) == []
+    assert not await (await replicas.next()).adopt()
 
 
 async def test_secrets_reach_the_model_and_nothing_else(replicas: Fleet, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ _PROBE_S, _PROBE_TIMEOUT_S = 2.0, 2.0
 _UNREADY_S = 30.0
 _POLL_S = 0.05  # of a process that no pidfd can be had for
 _REMOVALS_S = (0.0, 0.05, 0.2, 1.0, 5.0)  # groups stay while the last of what was killed is ending
+_LAST_S = 3.0  # for what is ending when the driver closes
 _LINES = 200  # read for a reason
 
 
@@ -111,7 +112,10 @@ class Life:
             self._spawn(self._stop())
 
     async def close(self) -> None:
-        """Lets go of it; it goes on."""
+        """Lets go of it; it goes on. What is ending is seen to its end, as far as that takes no time."""
+        if self._died.is_set() or self._ending:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), _LAST_S)
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
