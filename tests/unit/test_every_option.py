@@ -18,6 +18,7 @@ SPANS = "integration/test_opentelemetry.py"
 CLI, API = "integration/test_cli.py", "integration/test_api.py"
 SERVER, MODELS = "integration/test_options_of_the_server.py", "integration/test_options_of_models.py"
 
+MANY = "integration/test_many_models.py"
 LIMITS = f"{SERVER}::test_what_is_larger_or_deeper_than_its_limit_is_refused"
 TIMES = f"{SERVER}::test_heads_bodies_and_idle_connections_have_times_of_their_own"
 TLS = f"{SERVER}::test_tls_cert_and_tls_key_make_both_ports_speak_tls_and_tls_client_ca_asks_clients_for_theirs"
@@ -59,6 +60,8 @@ EFFECTS: dict[type, dict[str, str]] = {
         "model_control": CONTROL,
         "poll_s": f"{SERVER}::test_a_new_version_is_seen_within_poll_s",
         "load_models": CONTROL,
+        "models_memory_bytes": f"{MANY}::test_models_that_rest_answer_for_themselves_and_the_index_tells_them_apart",
+        "idle_unload_s": f"{MANY}::test_worker_processes_rest_too",
         "accept_code": (
             "integration/test_repository_calls.py::test_code_in_a_load_call_is_refused_unless_accept_code_allows_it"
         ),

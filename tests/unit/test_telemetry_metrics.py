@@ -16,7 +16,7 @@ from penstock.core.messages import Timings
 from penstock.runtime.batching import policy
 from penstock.telemetry import exposition
 from penstock.telemetry.histogram import quantile
-from penstock.telemetry.metrics import FOLD_REQUESTS, ListenerFigures, Metrics, ModelMetrics, Probes
+from penstock.telemetry.metrics import FOLD_REQUESTS, ListenerFigures, Metrics, ModelMetrics, Probes, ResidencyFigures
 from penstock.telemetry.spans import SpanCounts
 from penstock.telemetry.statistics import BATCH_SIZES, RELEASES
 
@@ -243,6 +243,7 @@ def test_what_is_written_is_what_the_table_says() -> None:
     metrics.model("iris", 1).probes = Probes(workers=lambda: [{"state": "ready"}])
     metrics.listener("http", lambda: ListenerFigures({"2xx": 1}, {"queue_full": 1}, 2))
     metrics.spans = lambda: SpanCounts(1, 2, 3)
+    metrics.residency = lambda: ResidencyFigures(1, 2, 3, 4, 5, {"memory": 6, "idle": 7})
     families = parsed(metrics)
     table = {row.name: row for row in exposition.TABLE}
     assert set(families) == set(table) | set(exposition.PROCESS_METRICS)

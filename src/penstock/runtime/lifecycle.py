@@ -46,6 +46,9 @@ class Unload:
     number: int
 
 
+RESTING = "not in memory; the next request loads it"
+"""The reason in the index of a READY version that gave its memory back."""
+
 Action = Load | Unload
 
 
@@ -90,6 +93,41 @@ def plan(wished: Mapping[int, str], held: Collection[Held], kept: Collection[int
     staying = () if loading else kept
     actions += [Unload(n) for n in [n for n in ready if n not in wished][: max(0, spare)] if n not in staying]
     return actions
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A version in memory. `last_used` is on any clock; one that holds a request, or moves, is `busy`."""
+
+    key: int
+    size_bytes: int
+    last_used: float
+    busy: bool
+
+
+def to_rest(residents: Collection[Resident], needed_bytes: int, budget_bytes: int) -> list[int] | None:
+    """Which versions have to give their memory back so that `needed_bytes` fit beside the others: the least recently
+    used, and none more than needed. None: those that hold no request are not enough at this moment."""
+    missing = needed_bytes + sum(resident.size_bytes for resident in residents) - budget_bytes
+    chosen: list[Resident] = []
+    for resident in sorted(residents, key=lambda one: (one.last_used, one.key)):
+        if missing <= 0:
+            break
+        if not resident.busy and resident.size_bytes:
+            chosen.append(resident)
+            missing -= resident.size_bytes
+    if missing > 0:
+        return None
+    for resident in list(reversed(chosen)):  # a large one that came late may have made an earlier one needless
+        if missing + resident.size_bytes <= 0:
+            chosen.remove(resident)
+            missing += resident.size_bytes
+    return [resident.key for resident in chosen]
+
+
+def idle(residents: Collection[Resident], now: float, idle_s: float) -> list[int]:
+    """The versions that nobody has used for `idle_s`."""
+    return [one.key for one in residents if not one.busy and now - one.last_used >= idle_s]
 
 
 def default(ready: Collection[int], wished: Collection[int]) -> int | None:

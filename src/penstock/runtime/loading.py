@@ -31,11 +31,11 @@ from penstock.runtime.checking import RequestCheck
 from penstock.runtime.disk import from_disk
 from penstock.runtime.graph_loading import bring_up
 from penstock.runtime.graphs.files import ADAPTER as GRAPH
-from penstock.runtime.sizing import OWN_WORD, asked_to_join, batch_limits, size_bytes, worker_count
+from penstock.runtime.sizing import OWN_WORD, asked_to_join, batch_limits, process_bytes, size_bytes, worker_count
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import InlineCopy, LoadedVersion
 from penstock.runtime.warm_up import Findings
-from penstock.runtime.workers import Batch, BatchResult
+from penstock.runtime.workers import Batch, BatchResult, heap
 from penstock.runtime.workers.frame import LoadSpec
 from penstock.runtime.workers.inline import InlineExecutor
 from penstock.runtime.workers.pool import Pool
@@ -153,6 +153,9 @@ class _Loading:
             await self._go_inline()
         else:
             self._use_pool(loaded.pool)
+        if not inline:
+            loaded.size_bytes = self._pool_bytes()
+        loaded.revive = self._revive
         if name := await from_disk(self._snapshot.changed):
             raise LoadError(f"{name} changed while the model was loaded; it is loaded again once it stays the same")
         loaded.loaded_s = time.monotonic() - began
@@ -165,13 +168,51 @@ class _Loading:
             raise LoadError(f"the content has SHA-256 {sha256}, and sha256 expects {expected}")
 
     async def _check_again(self, worker: WorkerProcess) -> None:
-        """A later worker loaded from the same files, which may be others by now: under this version's number it may
-        serve nothing else."""
+        """A later worker loaded from the same files, which may be others by now."""
+        await self._expect_same_files()
+        await self._warm_again(worker)
+
+    async def _expect_same_files(self) -> None:
+        """Under this version's number nothing else may be served."""
         if name := await from_disk(self._snapshot.changed):
             if await from_disk(artifact_sha256, self._loaded.path) != self._loaded.sha256:
                 raise LoadError(f"{name} is no longer what version {self._loaded.number} was loaded from")
             self._snapshot = await from_disk(Snapshot, self._loaded.path)
-        await self._warm_again(worker)
+
+    # --- resting ---
+
+    async def _revive(self) -> None:
+        """Loads again what rests, as it was. Raises: LoadError, TimeoutError; then it rests on."""
+        loaded = self._loaded
+        async with asyncio.timeout(self._options.load_timeout_s):
+            if loaded.executor == "inline":
+                await self._expect_same_files()
+                loaded.inline = await self._load_inline()
+            else:
+                loaded.pool = await self._checked_pool()
+        loaded.resting = False
+        if loaded.inline is not None:
+            self._watch(loaded.inline)
+            loaded.use_current_executors()
+        elif loaded.pool is not None:
+            loaded.size_bytes = max(loaded.size_bytes, self._pool_bytes())
+            self._use_pool(loaded.pool)
+
+    def _pool_bytes(self) -> int:
+        pool = self._loaded.pool
+        return max((process_bytes(worker.pid) for worker in pool.workers), default=0) * pool.size if pool else 0
+
+    async def _checked_pool(self) -> Pool:
+        """A new pool whose first worker has loaded the same files and answered; the others follow."""
+        pool = self._make_pool()
+        try:
+            await self._check_again(await pool.start())
+        except BaseException:
+            await pool.close(0.0)
+            raise
+        pool.check = self._check_again
+        pool.grow()
+        return pool
 
     # --- worker processes ---
 
@@ -305,19 +346,7 @@ class _Loading:
 
     async def _go_inline(self) -> None:
         loaded = self._loaded
-        # One thread: the loop waits for it, and a second one would only add a wake-up to a few microseconds of work.
-        context = dataclasses.replace(self._context(0), threads=1, borrowed_threads=0)
-        inline = loaded.inline = await InlineExecutor.load(self._adapter, loaded.path, context)
-
-        async def run(batch: Batch) -> BatchResult:
-            result = inline.run_now(batch)
-            if isinstance(result, PenstockError):
-                raise result
-            return result
-
-        if self._options.warm_up:
-            await warm_up.warm_up(inline.signature, run, check_rows=False, max_rows=1, sizes=self._limits().sizes)
-        inline.forget_times()
+        loaded.inline = await self._load_inline()
         assert loaded.pool is not None
         pool, loaded.pool = loaded.pool, None
         await pool.close(1.0)
@@ -326,7 +355,7 @@ class _Loading:
             loaded.adapter,
             str(loaded.path),
             loaded.sha256,
-            context,
+            self._inline_context(),
             loaded.batcher.limits,
             loaded.batcher.joinable,
             self._options.max_queue,
@@ -334,8 +363,36 @@ class _Loading:
             self._options.timeout_s,
         )
         loaded.use_current_executors()
+        self._watch(loaded.inline)
+
+    def _inline_context(self) -> LoadContext:
+        # One thread: the loop waits for it, and a second one would only add a wake-up to a few microseconds of work.
+        return dataclasses.replace(self._context(0), threads=1, borrowed_threads=0)
+
+    async def _load_inline(self) -> InlineExecutor:
+        """A new executor that has answered. What it allocated meanwhile, and no less than its files, is its size."""
+        least, before = await from_disk(size_bytes, self._loaded.path), heap.in_use_bytes()
+        inline = await InlineExecutor.load(self._adapter, self._loaded.path, self._inline_context())
+
+        async def run(batch: Batch) -> BatchResult:
+            result = inline.run_now(batch)
+            if isinstance(result, PenstockError):
+                raise result
+            return result
+
+        try:
+            if self._options.warm_up:
+                await warm_up.warm_up(inline.signature, run, check_rows=False, max_rows=1, sizes=self._limits().sizes)
+        except BaseException:
+            await inline.close(0.0)
+            raise
+        inline.forget_times()
+        self._loaded.size_bytes = max(least, heap.in_use_bytes() - before)
+        return inline
+
+    def _watch(self, inline: InlineExecutor) -> None:
         if self._options.executor == "auto":
-            loaded.watch = asyncio.create_task(self._leave_inline_when_slow(inline))
+            self._loaded.watch = asyncio.create_task(self._leave_inline_when_slow(inline))
 
     async def _leave_inline_when_slow(self, inline: InlineExecutor) -> None:
         """Ends when the model has moved to worker processes. Two looks in a row must find it slow: one may fall into a
@@ -354,20 +411,17 @@ class _Loading:
         """Whether the model has moved to worker processes; else it is as before, and the log says why."""
         loaded = self._loaded
         log.info("leaving_inline", extra={"model": loaded.name, "batch_s": round(inline.compute_s, 6)})
-        pool = self._make_pool()
+        loaded.moving = True
         try:
-            await self._check_again(await pool.start())
+            pool = await self._checked_pool()
         except Exception as error:  # no more processes, threads or memory for a moment, and what nobody thought of
             fields = {"model": loaded.name, "error": str(error) or type(error).__name__}
             log.error("leaving_inline_failed", extra=fields, exc_info=not isinstance(error, PenstockError))
-            await pool.close(0.0)
             return False
-        except BaseException:
-            await pool.close(0.0)
-            raise
+        finally:
+            loaded.moving = False
         loaded.pool, loaded.inline, loaded.copy = pool, None, None
-        pool.check = self._check_again
-        pool.grow()
+        loaded.size_bytes = self._pool_bytes()
         self._use_pool(pool)
         await inline.close(0.0)
         return True

@@ -23,6 +23,7 @@ from penstock.runtime import lifecycle
 from penstock.runtime.batching.ledger import Occupancy
 from penstock.runtime.graphs.files import ADAPTER as GRAPH
 from penstock.runtime.loading import load
+from penstock.runtime.residency import Residency
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import LoadedVersion
 from penstock.runtime.workers.shortage import is_shortage
@@ -57,10 +58,11 @@ class _Model:
 class Manager:
     """Loads, switches and unloads. `on_change` is called after every change of the table or of a version's workers."""
 
-    def __init__(self, metrics: Metrics, cores: int) -> None:
+    def __init__(self, metrics: Metrics, cores: int, residency: Residency | None = None) -> None:
         self.door: Door | None = None  # through which graphs ask the models here
         self.started = False  # whether the first load is over; until then nothing is "not found"
         self._metrics = metrics
+        self._residency = residency or Residency()
         self._cores = cores
         self._occupancy = Occupancy()
         self._loads = 0
@@ -131,7 +133,9 @@ class Manager:
             if trouble and not entry.versions:
                 known.append(VersionStatus(name, "", lifecycle.UNAVAILABLE, trouble))
             for number, version in sorted(entry.versions.items()):
-                known.append(VersionStatus(name, str(number), version.state, version.reason or trouble))
+                resting = version.loaded is not None and version.loaded.resting
+                reason = version.reason or trouble or (lifecycle.RESTING if resting else "")
+                known.append(VersionStatus(name, str(number), version.state, reason))
         return known
 
     def loaded(self, model: str = "", version: str = "") -> list[LoadedVersion]:
@@ -226,7 +230,8 @@ class Manager:
         loaded = [v.loaded for entry in self._models.values() for v in entry.versions.values() if v.loaded is not None]
         self._models.clear()
         self._rebuild()
-        await asyncio.gather(*(version.close(grace_s) for version in loaded))
+        await asyncio.gather(*(self._close(version, grace_s) for version in loaded))
+        await self._residency.close()
 
     def _step(self, name: str) -> None:
         """Starts what `lifecycle.plan` says for one model."""
@@ -305,6 +310,7 @@ class Manager:
                     whole=bool(_ready(entry)),
                     door=self.door,
                 )
+                await self._take_in(loaded)
         except Exception as error:
             message = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
             log.error(
@@ -323,7 +329,7 @@ class Manager:
                 mine.reason, mine.replacing, mine.retry = f"not replaced: {message}", False, retry
             return
         if entry.versions.get(version.number) is not mine or mine.state not in (lifecycle.LOADING, lifecycle.READY):
-            await loaded.close(0.0)  # it was unloaded meanwhile
+            await self._close(loaded, 0.0)  # it was unloaded meanwhile
             return
         previous = mine.loaded
         entry.versions[version.number] = _Version(lifecycle.READY, version.fingerprint, loaded=loaded)
@@ -337,7 +343,7 @@ class Manager:
             },
         )  # fmt: skip
         if previous is not None:  # it answers what it holds; nobody needs to wait for that
-            retiring = asyncio.get_running_loop().create_task(previous.close(previous.options.timeout_s))
+            retiring = asyncio.get_running_loop().create_task(self._close(previous, previous.options.timeout_s))
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
 
@@ -347,6 +353,19 @@ class Manager:
         if name in circle:
             raise LoadError(f"the graphs {' → '.join(circle)} ask each other in a circle")
 
+    async def _take_in(self, loaded: LoadedVersion) -> None:
+        try:
+            self._residency.take_in(loaded)
+        except PenstockError:
+            await loaded.close(0.0)
+            raise
+
+    async def _close(self, loaded: LoadedVersion, grace_s: float) -> None:
+        try:
+            await loaded.close(grace_s)
+        finally:
+            self._residency.let_go(loaded)
+
     def _start_unload(self, name: str, entry: _Model, number: int) -> None:
         entry.versions[number].state = lifecycle.UNLOADING
         self._rebuild()
@@ -355,7 +374,7 @@ class Manager:
     async def _unload(self, name: str, entry: _Model, number: int) -> None:
         version = entry.versions[number]
         if version.loaded is not None:
-            await version.loaded.close(version.loaded.options.timeout_s)
+            await self._close(version.loaded, version.loaded.options.timeout_s)
             self._metrics.forget(name, str(number))
         version.loaded, version.state, version.fingerprint = None, lifecycle.UNAVAILABLE, ""
         if number in entry.wished.versions and not entry.gone:

@@ -62,6 +62,17 @@ class ServerOptions:
         choices=("none", "poll", "explicit"),
     )  # fmt: skip
     poll_s: float = option(2.0, "Time between looks at the model folders.", unit="s", minimum=0.05)
+    models_memory_bytes: int | None = option(
+        None,
+        "Memory for all loaded models together, as measured. Those used least recently give theirs back when another "
+        "one is asked for, and are loaded again by their next request; fronts hold no copies then.",
+        unit="bytes",
+        minimum=1 << 20,
+    )
+    idle_unload_s: float | None = option(
+        None, "Time without a request after which a model gives its memory back, until its next request.",
+        unit="s", minimum=0.1,
+    )  # fmt: skip
     load_models: tuple[str, ...] = option((), "With explicit control: models to load at the start; `*` is all.")
     accept_code: bool = option(False, "With explicit control: let load calls bring Python code, which can do anything.")
     timing_headers: bool = option(False, "Put the time split into a Server-Timing header of every answer.")

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from weakref import WeakValueDictionary
 
 from penstock.core.errors import InvalidInput, LoadError, NotFound, PenstockError, Unsupported
+from penstock.runtime import lifecycle
 from penstock.runtime.disk import from_disk
 from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions, ServerOptions
@@ -214,7 +215,7 @@ class ModelRepository:
             if status.name == model
             and status.version in wanted
             and status.state in ("UNAVAILABLE", "READY")
-            and status.reason not in ("", "unloaded")
+            and status.reason not in ("", "unloaded", lifecycle.RESTING)
         ]
         if failed:
             return "; ".join(

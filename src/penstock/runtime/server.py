@@ -40,6 +40,7 @@ from penstock.runtime.listening import (
 from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.repository import ModelRepository
+from penstock.runtime.residency import Residency
 from penstock.runtime.sources.local import LocalSource
 from penstock.runtime.tracing import Tracing
 from penstock.runtime.workers import heap
@@ -110,7 +111,9 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
     recorded = spans(server)
     witness = Witness(recorded, server.access_log) if recorded is not None or server.access_log else None
     metrics = Metrics(_build())
-    manager = Manager(metrics, available_cores())
+    residency = Residency(server.models_memory_bytes, server.idle_unload_s, available_cores())
+    metrics.residency = residency.figures
+    manager = Manager(metrics, available_cores(), residency)
     repository = ModelRepository([LocalSource(models, settle=server.model_control == "poll")], manager, server)
     engine = Engine(manager, repository, Tracing(), metrics, lambda update: log_handle.update(update or {}))
     manager.door = engine

@@ -44,6 +44,18 @@ def size_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+def process_bytes(pid: int) -> int:
+    """Memory that ending a process would give back: its own, and its part of what it shares. 0 when it is gone.
+
+    Source: proc_pid_smaps(5), Pss.
+    """
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return sum(int(line.split()[1]) << 10 for line in file if line.startswith("Pss:"))
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def asked_to_join(options: ModelOptions, declared: DeclaredBatch | None) -> bool:
     """Whether the user or the model's code says how requests are to be joined: then no measurement overrules it."""
     unset = ModelOptions()

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,11 @@ class LoadedVersion:
         self.elsewhere: dict[object, tuple[int, int]] = {}  # by front with a copy: requests in flight, queued
         self.watch: asyncio.Task[None] | None = None  # looks whether the model still belongs inline
         self.closing = False
+        self.size_bytes = 0  # memory that it takes while it is not resting, as measured; 0 when that was not asked for
+        self.resting = False  # it gave its memory back; `revive` loads it again
+        self.moving = False  # from inline to worker processes
+        self.revive: Callable[[], Awaitable[None]] | None = None  # None: it never rests
+        self._rested_from = ""
         self.loaded_s = 0.0  # how long loading and warming took
 
     @property
@@ -73,12 +79,16 @@ class LoadedVersion:
         """Where batches run now: "inline", "process", or "graph": in the models that it asks."""
         if self.graph is not None:
             return "graph"
+        if self.resting:
+            return self._rested_from
         return "inline" if self.inline is not None else "process"
 
     @property
     def answers(self) -> bool:
-        """Whether it computes now. Without a worker it holds requests, inside their deadlines, until it has one."""
-        return self.inline is not None or self.graph is not None or (self.pool is not None and self.pool.answers)
+        """Whether it computes now, or will for the next request. Without a worker it holds requests, inside their
+        deadlines, until it has one."""
+        computes = self.inline is not None or self.graph is not None
+        return self.resting or computes or (self.pool is not None and self.pool.answers)
 
     @property
     def timeout_s(self) -> float:
@@ -114,7 +124,28 @@ class LoadedVersion:
 
     def _workers(self) -> list[dict[str, object]]:
         """One row per worker; inline, the front itself is the one."""
+        if self.resting:
+            return []
         return self.pool.status() if self.pool is not None else [{"index": 0, "state": "ready", "pid": os.getpid()}]
+
+    def rest(self) -> Coroutine[None, None, None]:
+        """Takes requests no further than into the queue, from now on; awaited, gives the memory back. It must hold no
+        request, and not be moving."""
+        self._rested_from, self.resting = self.executor, True
+        pool, inline, watch = self.pool, self.inline, self.watch
+        self.pool, self.inline, self.watch, self.copy = None, None, None, None
+        self.use_current_executors()
+
+        async def free() -> None:
+            if watch is not None:
+                watch.cancel()
+                await asyncio.gather(watch, return_exceptions=True)
+            if pool is not None:
+                await pool.close(0.0)
+            if inline is not None:
+                await inline.close(0.0, trim=False)
+
+        return free()
 
     async def close(self, grace_s: float) -> None:
         """Answers what it holds (within `grace_s`), then frees everything, also when it is cancelled."""

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from penstock.telemetry.histogram import ROW_BOUNDS, Histogram
-from penstock.telemetry.metrics import ListenerFigures, ModelSnapshot, Snapshot
+from penstock.telemetry.metrics import ListenerFigures, ModelSnapshot, ResidencyFigures, Snapshot
 from penstock.telemetry.statistics import OTHER_OUTCOME, OUTCOME_OF, RELEASES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -69,6 +69,11 @@ TABLE = (
     Row("penstock_connections_open", "gauge", "connections", ("listener",), "Open connections"),
     Row("penstock_traced_requests_total", "counter", "requests", ("outcome",),
         "Requests with spans, by what became of these"),
+    Row("penstock_models_resident", "gauge", "models", (), "Model versions in memory; the others load when asked for"),
+    Row("penstock_models_resident_bytes", "gauge", "bytes", (), "Memory of those, as measured when they were loaded"),
+    Row("penstock_models_budget_bytes", "gauge", "bytes", (), "Memory that they may have together"),
+    Row("penstock_model_wakes_total", "counter", "loads", ("outcome",), "Models loaded again because a request came"),
+    Row("penstock_model_evictions_total", "counter", "models", ("cause",), "Models that gave their memory back"),
     Row("penstock_build_info", "gauge", "1", ("version", "python"), "What is running; always 1"),
 )  # fmt: skip
 
@@ -102,10 +107,22 @@ class _Collector:
         if (spans := self._snapshot.spans) is not None:
             for outcome in ("exported", "dropped", "failed"):
                 self._add("penstock_traced_requests_total", (outcome,), getattr(spans, outcome))
+        if (residency := self._snapshot.residency) is not None:
+            self._add_residency(residency)
         build = self._snapshot.build
         self._add("penstock_build_info", (build.get("version", ""), build.get("python", "")), 1)
         yield from (family for family in self._families.values() if family.samples)
         yield from ProcessCollector(registry=None).collect()
+
+    def _add_residency(self, figures: ResidencyFigures) -> None:
+        self._add("penstock_models_resident", (), figures.resident)
+        self._add("penstock_models_resident_bytes", (), figures.resident_bytes)
+        if figures.budget_bytes:
+            self._add("penstock_models_budget_bytes", (), figures.budget_bytes)
+        self._add("penstock_model_wakes_total", ("success",), figures.loads)
+        self._add("penstock_model_wakes_total", ("failure",), figures.failures)
+        for cause, count in figures.evictions.items():
+            self._add("penstock_model_evictions_total", (cause,), count)
 
     def _add(self, name: str, labels: tuple[str, ...], value: float) -> None:
         family = self._families[name]

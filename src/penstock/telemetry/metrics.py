@@ -66,6 +66,18 @@ class ListenerFigures:
     open_connections: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ResidencyFigures:
+    """Of models that share less memory than they take: how many are in it, and how often they come and go."""
+
+    resident: int
+    resident_bytes: int
+    budget_bytes: int  # 0: no limit
+    loads: int  # because a request asked
+    failures: int
+    evictions: Mapping[str, int]  # by cause
+
+
 @dataclass(slots=True)
 class ModelSnapshot:
     """A copy of one model version's figures at one moment."""
@@ -86,6 +98,7 @@ class Snapshot:
     listeners: dict[str, ListenerFigures]
     build: dict[str, str]
     spans: SpanCounts | None = None  # None: spans are not switched on
+    residency: ResidencyFigures | None = None  # None: all models stay in memory
 
 
 class ModelMetrics:
@@ -102,6 +115,11 @@ class ModelMetrics:
         self._came: list[float] = []
         self._batches: list[float] = []
         self._finished = 0.0  # monotonic, of the last success
+
+    @property
+    def last_finished(self) -> float:
+        """When the last success was answered, on the monotonic clock; 0 before the first."""
+        return self._finished
 
     def record(self, timings: Timings, rows: int) -> None:
         """Takes one answered request of `rows` rows. The timings are read now and not kept."""
@@ -264,6 +282,7 @@ class Metrics:
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._listeners: dict[str, Callable[[], ListenerFigures]] = {}
         self.spans: Callable[[], SpanCounts | None] = lambda: None
+        self.residency: Callable[[], ResidencyFigures | None] = lambda: None
 
     def model(self, name: str, version: str | int) -> ModelMetrics:
         """The figures of one model version, made at the first call."""
@@ -292,6 +311,7 @@ class Metrics:
             listeners={kind: figures() for kind, figures in sorted(self._listeners.items())},
             build=dict(self._build),
             spans=self.spans(),
+            residency=self.residency(),
         )
 
 

@@ -62,6 +62,7 @@ class Batcher:
         self.joinable = joinable  # axis 0 is the batch, and joining is allowed
         self.in_flight = 0  # accepted and not yet answered, the queued included
         self.on_idle: Callable[[], None] | None = None  # called whenever in_flight falls to 0
+        self.on_starved: Callable[[], None] | None = None  # called when requests wait and there are no executors at all
         self._executors: list[Executor | InlineExecutor] = []
         self.recorder = recorder
         self._occupancy = occupancy or Occupancy()
@@ -180,14 +181,18 @@ class Batcher:
     def close(self, error: PenstockError) -> None:
         """Refuses everything from now on with `error`, and fails what still waits."""
         self._closed = error
-        for waiting in self._lanes.clear():
-            self._fail(waiting, error)
-        if self._lanes.dropped:
-            self._settle_dropped()
+        self.fail_waiting(error)
         for handle in (self._sweeper, self._delay):
             if handle is not None:
                 handle.cancel()
         self._sweeper = self._delay = None
+
+    def fail_waiting(self, error: PenstockError) -> None:
+        """Fails what waits for an executor; what comes later waits as before."""
+        for waiting in self._lanes.clear():
+            self._fail(waiting, error)
+        if self._lanes.dropped:
+            self._settle_dropped()
 
     def _check_quarantine(self, request: Request, now: float) -> bool:
         verdict, deaths, refused_s = self._quarantine.judge(request.inputs, now)
@@ -211,6 +216,8 @@ class Batcher:
         while lanes.size:
             free = [executor for executor in self._executors if executor.free_slots > 0]
             if not free:
+                if not self._executors and self.on_starved is not None:
+                    self.on_starved()
                 break
             now = time.monotonic()
             entries, release, expired = lanes.take(now, len(free), self.limits)

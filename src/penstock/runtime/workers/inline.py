@@ -125,9 +125,10 @@ class InlineExecutor:
         if self.exited:  # `close` has ended the model's iterator, not the model
             raise WorkerLost("the model was closed")
 
-    async def close(self, grace_s: float) -> None:
+    async def close(self, grace_s: float, *, trim: bool = True) -> None:
         """Ends the streams that are between two items (their readers get WorkerLost), then closes the servable in a
-        thread. Batches cannot be running when this is called."""
+        thread. Batches cannot be running when this is called. Without `trim` the C library keeps what was freed, for
+        whoever loads next."""
         if not self.exited:
             self.exited = True
             for items in list(self._streams):
@@ -135,12 +136,13 @@ class InlineExecutor:
                     _end(items)
                 except Exception as error:  # the model's own cleaning up
                     self._blame(error)
-            await asyncio.to_thread(self._free)
+            await asyncio.to_thread(self._free, trim)
 
-    def _free(self) -> None:
+    def _free(self, trim: bool) -> None:
         self._servable.close()
         del self._servable  # this executor may be known for longer, by its figures
-        give_back()
+        if trim:
+            give_back()
 
     def _blame(self, error: Exception) -> PenstockError:
         if not isinstance(error, PenstockError) and self._errors_logged.take():
