@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -251,6 +252,45 @@ async def test_postgresql_that_restarts_is_waited_for(postgres: Callable[[], str
     assert await recorder.reward((Reward(decision(4), 0.5),)) == [Outcome(0.5, True)]
     assert await asyncio.to_thread(recorder.close)
     assert Decisions(admin).arm_statistics("fraud", 7)[1].rewards == 2
+    admin.dispose()
+
+
+async def test_a_database_that_hangs_delays_nobody(postgres: Callable[[], str]) -> None:
+    url = postgres()
+    recorder = Recorder(lambda: Decisions(url), "w", flush_s=0.01, reward_s=0.3)
+    recorder.start()
+    assert await recorder.reward((Reward(decision(2), 0.5),)) == [Outcome(0.5, True)]
+    admin = open_engine(url)
+    with admin.connect() as connection:
+        query = (
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+            " AND pid <> pg_backend_pid()"
+        )
+        backends = list(connection.exec_driver_sql(query).scalars())
+    assert backends
+    for pid in backends:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(Overloaded, match="send it again"):
+            await recorder.reward((Reward(decision(4), 0.5),))
+        slowest = 0.0
+        for n in range(100, 400):
+            began = time.perf_counter()
+            recorder.decided(decision(n))
+            recorder.count(ENDPOINT, 1, ArmStatistics(requests=1))
+            slowest = max(slowest, time.perf_counter() - began)
+        assert slowest < 0.1
+        assert recorder.figures().unwritten_s > 0.25
+    finally:
+        for pid in backends:
+            os.kill(pid, signal.SIGCONT)
+    # The one that was not acknowledged was under way, and counts once.
+    until(lambda: recorder.figures().unwritten_s < 0.2)
+    assert await recorder.reward((Reward(decision(4), 0.5),)) == [Outcome(0.5, False)]
+    assert await asyncio.to_thread(recorder.close)
+    store = Decisions(admin)
+    assert len(list(store.decisions("fraud"))) == 300
+    assert store.arm_statistics("fraud", 7)[1] == ArmStatistics(300, rewards=2, reward_sum=1.0, reward_squares=0.5)
     admin.dispose()
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from penstock.fleet.evidence.comparison import Comparison, read
 from penstock.fleet.state import ArmStatistics
+from penstock.fleet.store import decisions as writing
 from penstock.fleet.store.batch import Batch, Decision, Outcome, Reward
 from penstock.fleet.store.decisions import BUCKETS, Decisions
 from penstock.fleet.store.engine import open_engine
@@ -120,6 +121,23 @@ def test_pruning_keeps_the_newest_and_never_counts_a_forgotten_reward_twice(stor
     assert store.arm_statistics("fraud", 7)[1].rewards == 11
 
 
+def test_much_is_pruned_in_small_transactions(store: Decisions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_DELETED_AT_ONCE", 7)
+    made = [decision(n, at=1000.0 + n) for n in range(30)]
+    store.record(Batch("a", 1, 5.0, tuple(made), tuple(Reward(one, 1.0) for one in made)))
+    assert store.prune(1000.0, most_decisions=2, most_rewards=9) == 28 + 21
+    assert [one.decision for one in store.decisions("fraud")] == made[28:]
+    assert store.record(Batch("a", 2, 6.0, rewards=(Reward(made[20], 1.0),))) == [Outcome(None, False)]
+    assert store.record(Batch("a", 3, 6.0, rewards=(Reward(made[21], 1.0),))) == [Outcome(1.0, False)]
+
+
+def test_a_routers_sqlite_syncs_each_commit(tmp_path: Path) -> None:
+    store = Decisions(f"sqlite:///{tmp_path / 'fleet.db'}")
+    with store._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
 def test_writers_at_once_lose_nothing(url: str) -> None:
     """Each reward is sent by two writers; every one counts once, in whatever order they come."""
     writers, batches = 4, 12
@@ -153,6 +171,7 @@ def test_writers_at_once_lose_nothing(url: str) -> None:
 _WRITER = """
 import sys
 from penstock.fleet.state import ArmStatistics
+from penstock.fleet.store import decisions as writing
 from penstock.fleet.store.batch import Batch
 from penstock.fleet.store.decisions import Decisions
 

@@ -41,6 +41,7 @@ _KEY = ("deployment", "experiment", "revision")
 # Both databases bound the parameters of one statement (SQLite 32,766, PostgreSQL 65,535); a decision has 7.
 _ROWS_AT_ONCE = 2000
 _PAGE = 1000
+_DELETED_AT_ONCE = 5000
 
 
 class Decisions:
@@ -152,10 +153,11 @@ class Decisions:
         """
         gone = 0
         for deployment in self._deployments():
-            with self._engine.begin() as connection:
+            with self._reading() as connection:
                 oldest = _cut(connection, decisions, decisions.c.at, deployment, now - decisions_s, most_decisions)
-                gone += _deleted(connection, decisions, decisions.c.at, deployment, oldest)
                 before = _cut(connection, rewards, rewards.c.decided_at, deployment, now - rewards_s, most_rewards)
+            gone += self._delete(decisions, decisions.c.at, deployment, oldest)
+            with self._engine.begin() as connection:
                 statement = self._insert(reward_horizons).values(deployment=deployment, before=before)
                 connection.execute(
                     statement.on_conflict_do_update(
@@ -164,7 +166,8 @@ class Decisions:
                         where=reward_horizons.c.before < statement.excluded.before,
                     )
                 )
-                gone += _deleted(connection, rewards, rewards.c.decided_at, deployment, before)
+            # Only now: who wrote a reward under the old horizon has committed before this.
+            gone += self._delete(rewards, rewards.c.decided_at, deployment, before)
         with self._engine.begin() as connection:
             # A writer that lives has written again long before.
             connection.execute(delete(writers).where(writers.c.at < now - decisions_s))
@@ -175,6 +178,17 @@ class Decisions:
         with self._engine.begin() as connection:
             for table in (decisions, arm_statistics, arm_latencies, arm_sums, comparisons):
                 connection.execute(delete(table).where(table.c.deployment == deployment))
+
+    def _delete(self, table: Table, time: ColumnElement[float], deployment: str, before: float) -> int:
+        """Deletes the rows before a time, some at once: rewards that come in meanwhile wait for milliseconds."""
+        old = select(table.c.id).where(table.c.deployment == deployment, time < before).limit(_DELETED_AT_ONCE)
+        gone = 0
+        while True:
+            with self._engine.begin() as connection:
+                n = connection.execute(delete(table).where(table.c.id.in_(old))).rowcount
+            gone += n
+            if n < _DELETED_AT_ONCE:
+                return gone
 
     def _reading(self) -> Connection:
         return self._engine.connect().execution_options(penstock_reading=True)
@@ -306,10 +320,6 @@ def _cut(
     query = select(time).where(table.c.deployment == deployment).order_by(time.desc()).offset(most).limit(1)
     surplus = connection.execute(query).scalar()
     return oldest if surplus is None else max(oldest, math.nextafter(surplus, math.inf))
-
-
-def _deleted(connection: Connection, table: Table, time: ColumnElement[float], deployment: str, before: float) -> int:
-    return connection.execute(delete(table).where(table.c.deployment == deployment, time < before)).rowcount
 
 
 def _rewarded(counted: Iterable[Reward]) -> dict[Arm, ArmStatistics]:
