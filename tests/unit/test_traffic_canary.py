@@ -46,13 +46,16 @@ def weights_of(arms: World, options: dict[str, object], requests: int, each: int
 
 def test_a_fine_canary_goes_through_its_steps_and_is_promoted(figure) -> None:
     assert weights_of(world(FINE, FINE), QUICK, 40_000) == [0.0, 0.1, 0.3, 0.5, 1.0]
-    needed = []
+    needed, of_canary = [], []
     for seed in range(5):
-        decision, sent = run(world(FINE, FINE, seed), QUICK, 100_000)
+        arms = world(FINE, FINE, seed)
+        decision, sent = run(arms, QUICK, 100_000)
+        of_canary.append(arms.pulls[2])
         assert decision.verdict is not None
         assert (decision.verdict.revision, decision.verdict.promote) == (2, True)
         assert decision.weights == {1: 0, 2: 1}
         needed.append(sent)
+    figure("P9e", "requests to a fine canary until it is promoted, median", float(np.median(of_canary)), "requests")
     figure(
         "P9e",
         "requests until a fine canary is promoted, 0.3 % errors, 3 steps, median",
@@ -131,6 +134,17 @@ def test_a_broken_canary_costs_a_handful_of_requests() -> None:
     assert decision.verdict is not None
     assert arms.pulls[2] <= 12
     assert "error rate 100 % of" in decision.verdict.reason
+
+
+def test_the_slow_first_answers_of_a_replica_roll_nothing_back() -> None:
+    arms, options = world(FINE, FINE), plug.options(QUICK | {"max_latency_s": 0.05})
+    while arms.step(plug, options, 10).weights[2] < 0.4:
+        pass
+    arms.arms[2] = Behaviour(latency_s=0.5)  # the last step has begun, and with it a new replica
+    arms.answer(2, 4)
+    arms.arms[2] = FINE
+    for _ in range(30):
+        assert arms.step(plug, options, 20).verdict is None
 
 
 def test_an_outage_of_both_arms_rolls_nothing_back() -> None:

@@ -36,6 +36,7 @@ from penstock.fleet.state import LATENCY_BOUNDS_S, ArmStatistics
 
 _MARKS = 8  # the step's own and the newest others; each has some 20 numbers in the policy's memory
 _GROWTH = 0.1
+_LEAST_ANSWERS = 50  # before slow answers roll back: the first ones of a new replica come slowly, and together
 _ANSWERS_BEYOND = 3  # a quantile of the stable arm is taken once so many answers are expected beyond it
 
 
@@ -245,13 +246,16 @@ def _of_latency(options: GuardOptions, since: Mark, one: Tally, other: Tally, st
             events(other.slow, other.answers, since.stable.slow, since.stable.answers),
             beyond,
         )
+        harm = harm if one.answers >= _LEAST_ANSWERS else -math.inf
         limit = seconds(LATENCY_BOUNDS_S[since.limit])
         figures = f"slower than {limit}: {rate(one.slow, one.answers)}, stable {rate(other.slow, other.answers)}"
         found.append(Finding("latency_ratio", harm, fit, f"{figures} (at most {_points(beyond)} more)"))
     if options.max_latency_s is not None:
         late = events(one.over, one.answers, since.canary.over, since.canary.answers)
         figures = f"slower than {seconds(options.max_latency_s)}: {rate(one.over, one.answers)}"
-        found.append(Finding("max_latency_s", *_alone(late, beyond), f"{figures} (at most {percent(beyond)})"))
+        harm, fit = _alone(late, beyond)
+        harm = harm if one.answers >= _LEAST_ANSWERS else -math.inf
+        found.append(Finding("max_latency_s", harm, fit, f"{figures} (at most {percent(beyond)})"))
     return found
 
 
