@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from penstock import plugins
-from penstock.core.errors import PenstockError
+from penstock.core.errors import InvalidInput, NotFound, PenstockError
+from penstock.core.nearest import nearest
 from penstock.fleet import scaling, traffic
 from penstock.fleet.bounds import bounded, largest
 from penstock.fleet.controller.view import View
@@ -38,15 +39,22 @@ def check(wish: Deployment) -> None:
 
 
 def traffic_policy(name: str) -> traffic.Policy:
-    """Raises: NotFound, InvalidInput."""
-    plug = plugins.load(TRAFFIC, name)
-    return plug  # type: ignore[return-value]  # what a plug owes is tested by conformance
+    """Raises: InvalidInput."""
+    return _policy(TRAFFIC, "traffic", name)  # type: ignore[return-value]  # what a plug owes is tested by conformance
 
 
 def scaling_policy(name: str) -> scaling.Policy:
-    """Raises: NotFound, InvalidInput."""
-    plug = plugins.load(SCALING, name)
-    return plug  # type: ignore[return-value]  # as above
+    """Raises: InvalidInput."""
+    return _policy(SCALING, "scaling", name)  # type: ignore[return-value]  # as above
+
+
+def _policy(folder: str, what: str, name: str) -> object:
+    """A plug. One that does not exist is a fault of the document that names it, whatever path the document came by."""
+    try:
+        return plugins.load(folder, name)
+    except NotFound:
+        known = plugins.names(folder)
+        raise InvalidInput(f"there is no {what} policy {name!r}{nearest(name, known)}; {', '.join(known)}") from None
 
 
 def weigh(view: View, statistics: Mapping[int, ArmStatistics], now: float) -> Decision | None:
