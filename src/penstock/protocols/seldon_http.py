@@ -10,8 +10,9 @@ import orjson
 from penstock.core import graph_calls
 from penstock.core.compression import decompress
 from penstock.core.door import Door
-from penstock.core.errors import InvalidInput, NotFound, PenstockError
+from penstock.core.errors import InvalidInput, NotFound, PenstockError, Unauthenticated
 from penstock.core.http_status import error_headers, http_status
+from penstock.core.json_body import error_json
 from penstock.core.messages import Parameter, Request, Response, Timings
 from penstock.protocols import CallRoute, HttpRequest, HttpResponse, InferRoute, Route
 
@@ -58,9 +59,11 @@ class SeldonHttp:
         return routes
 
     def encode_error(self, error: PenstockError, request: HttpRequest) -> HttpResponse:
-        """A SeldonMessage with a status, as Seldon's wrapper writes it."""
+        """A SeldonMessage with a status, as Seldon's wrapper writes it; beside it `error`, as all protocols here."""
+        if isinstance(error, Unauthenticated):
+            return HttpResponse(http_status(error), error_json(error), headers=error_headers(error))
         reason = "MICROSERVICE_BAD_DATA" if isinstance(error, InvalidInput) else "MICROSERVICE_INTERNAL_ERROR"
-        body = {"status": {"status": 1, "info": error.message, "code": -1, "reason": reason}}
+        body = {"error": error.message, "status": {"status": 1, "info": error.message, "code": -1, "reason": reason}}
         return HttpResponse(http_status(error), orjson.dumps(body), headers=error_headers(error))
 
 
