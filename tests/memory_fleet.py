@@ -49,8 +49,7 @@ class MemoryFleet:
         self.driver = MemoryDriver(Settings(self.folder, self.store.fleet_id), self.world)
         placement = plugins.load("penstock.fleet.placement", "pack")
         self.controller = Controller(self.store, self.driver, placement, lambda: self.now)  # type: ignore[arg-type]
-        await self.controller.actor.adopt()
-        await self.controller._load()
+        await self.controller.open()
 
     async def stop(self) -> None:
         await self.controller.close()
@@ -66,11 +65,8 @@ class MemoryFleet:
         return applied.revision
 
     async def change(self, function: Callable[..., T], *arguments: object) -> T:
-        """What the HTTP API does; the controller has read the store again."""
-        try:
-            return await self.controller.change(function, *arguments)
-        finally:
-            await self.controller._load()
+        """What the HTTP API does."""
+        return await self.controller.change(function, *arguments)
 
     async def step(self, seconds: float = 0.0) -> None:
         """One look of the controller, after some time; the router speaks before and has each table at once."""

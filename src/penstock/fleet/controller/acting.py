@@ -114,16 +114,16 @@ class Actor:
 
     async def act(self, record: Record, action: Action, now: float) -> None:
         """Carries one action out. Doing it twice does no harm."""
-        store, name = self._store, record.name
+        store, name, generation = self._store, record.name, record.state.generation
         match action:
             case SetPhase(revision, phase, reason):
-                await self._store_call(store.set_phase, name, revision, phase, reason, now)
+                await self._store_call(store.set_phase, name, revision, phase, reason, now, generation)
                 self.troubles.pop((name, revision), None)
                 self.unplaced.pop((name, revision), None)
             case Begin(arms, stable, why):
-                await self._store_call(store.begin, name, arms, stable, now, why)
+                await self._store_call(store.begin, name, arms, stable, now, why, generation)
             case Switch(revision, why):
-                await self._store_call(store.switch, name, revision, why, now)
+                await self._store_call(store.switch, name, revision, why, now, generation)
             case Retire(revision, reason):
                 await self._store_call(store.retire, name, revision, False, reason, now)
             case Remove():

@@ -174,8 +174,13 @@ def _revision_for(record: Record | None, wish: Deployment) -> int:
 
 
 def _chosen(view: View, id: str | None, revision: str | None) -> Replica:
-    """The replica that is meant: by id, else the newest of the revision, else the newest that is ready, else any."""
-    replicas = sorted(view.replicas, key=lambda one: (one.state == "ready", one.revision, one.started_at))
+    """The replica that is meant: by id or revision, else one that is ready and serves; the newest of them."""
+    experiment = view.record.state.experiment
+    arms = experiment.arms if experiment else ()
+    replicas = sorted(
+        view.replicas,
+        key=lambda one: (one.state == "ready", one.revision in arms, one.revision, one.started_at),
+    )
     if id is not None:
         replicas = [one for one in replicas if one.id == id]
     if revision is not None:

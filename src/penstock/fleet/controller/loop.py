@@ -23,6 +23,7 @@ from penstock.fleet.controller.demand import Demand, waits
 from penstock.fleet.controller.reconcile import plan
 from penstock.fleet.controller.routing import Choice
 from penstock.fleet.controller.tables import Tables
+from penstock.fleet.controller.tenant_shares import Shares
 from penstock.fleet.controller.view import STORED, Remove, View
 from penstock.fleet.drivers import Driver
 from penstock.fleet.placement import Policy
@@ -55,6 +56,7 @@ class Controller:
         self.decisions = Decisions(store.engine)
         self.tables = Tables(store.secret)
         self.demand = Demand()
+        self._shares = Shares()
         self.version = 0
         self.records: dict[str, Record] = {}
         self.statistics: dict[str, dict[int, ArmStatistics]] = {}  # of the experiments that go on
@@ -65,6 +67,7 @@ class Controller:
         self._changed = asyncio.Condition()
         self._stopping = False
         self._stale = True
+        self._loading = asyncio.Lock()
         self._urgent = False
         self._decided_at = 0.0
         self._pruned_at = clock()
@@ -100,11 +103,13 @@ class Controller:
         if any((record := self.records.get(name)) and not record.size for name in waits(report)):
             self._urgent = True
             self._wake.set()
+        rated = {name for name, tenant in self.tenants.items() if tenant.rate is not None}
+        shares = self._shares.of(report.router, report.quota_used, rated, self.tables.live(), now)
         limited = {name: tenant for name, tenant in self.tenants.items() if tenant.quota is not None}
         if not limited:
-            return Reply()
+            return Reply({}, shares)
         used = {name: count for name, count in report.quota_used.items() if name in limited and count > 0}
-        return Reply(await self.call(tenants.use_quotas, self.store, used, limited, now))
+        return Reply(await self.call(tenants.use_quotas, self.store, used, limited, now), shares)
 
     async def after(self, version: int, timeout_s: float) -> int:
         """The fleet's version, once it is later than that one or `timeout_s` is over."""
@@ -126,9 +131,13 @@ class Controller:
 
     # The loop
 
+    async def open(self) -> None:
+        """Finds what there is. First of all: before it nothing is known, not even which deployments there are."""
+        await self.actor.adopt()
+        await self._load()
+
     async def run(self) -> None:
         """Reconciles until it is cancelled or `shut_down`. Replicas go on."""
-        await self.actor.adopt()
         try:
             while not self._stopping:
                 self.driver.changed.clear()
@@ -203,7 +212,9 @@ class Controller:
             await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _load(self) -> None:
-        if self._stale:
+        async with self._loading:  # whoever comes while another one reads gets what that one finds
+            if not self._stale:
+                return
             self._stale = False
             version, self.records = await self.call(self.store.load)
             self.tenants = {one.name: one for one in await self.call(tenants.tenants, self.store)}
@@ -255,7 +266,6 @@ class Controller:
         if sized.replicas != record.size or due or not record.size_reason:
             self._remembered[name] = now
             await self.change(self.store.sized, name, sized.replicas, sized.reason, sized.memory, record.size, now)
-            await self._load()
 
     async def _weigh(self, name: str, view: View, now: float) -> None:
         record = view.record

@@ -155,6 +155,7 @@ async def _serve(arguments: Arguments, controller: Controller) -> None:
         await controller.shut_down(grace_s)
         loop.call_later(0.5, told.set)  # the answer goes out first
 
+    await controller.open()
     running = asyncio.create_task(controller.run())
     listening = await listen(controller, arguments.state, arguments.admin, shut_down, arguments.driver == "local")
     log.info(

@@ -83,6 +83,12 @@ def usable(connection: Connection, name: str) -> Record:
     return record
 
 
+def moved_on(connection: Connection, name: str, generation: int | None) -> bool:
+    """Whether the deployment's wish is of another generation than that one, or gone."""
+    found = row(connection, name)
+    return generation is not None and (found is None or found["generation"] != generation)
+
+
 def update_deployment(connection: Connection, name: str, **values: object) -> None:
     connection.execute(update(schema.deployments).where(schema.deployments.c.name == name).values(**values))
     bump(connection)

@@ -236,24 +236,35 @@ class Store:
                 connection.execute(delete(table).where(column == name))
             rows.bump(connection)
 
-    # What the loop finds out
+    # What the loop finds out. It plans from what it read; `generation` is that of the wish it had read: when there is
+    # another by now, nothing is done, and the loop plans anew.
 
-    def set_phase(self, name: str, number: int, phase: Phase, reason: str, now: float) -> None:
+    def set_phase(
+        self, name: str, number: int, phase: Phase, reason: str, now: float, generation: int | None = None
+    ) -> None:  # fmt: skip
         with self.writing() as connection:
+            if rows.moved_on(connection, name, generation):
+                return
             rows.set_phase(connection, name, number, phase, reason, now)
             kind = "failed" if phase is Phase.FAILED else "phase"
             detail = f": {reason}" if reason else ""
             rows.event(connection, name, kind, f"revision {number} is {phase.value}{detail}", now)
 
-    def begin(self, name: str, arms: Sequence[int], stable: int, now: float, why: str = "") -> int:
+    def begin(
+        self, name: str, arms: Sequence[int], stable: int, now: float, why: str = "", generation: int | None = None
+    ) -> int | None:  # fmt: skip
         """Ends the experiment that goes on, and begins one with these arms. Gives its id."""
         with self.writing() as connection:
+            if rows.moved_on(connection, name, generation):
+                return None
             return rows.begin(connection, rows.get(connection, name), arms, stable, now, why)
 
-    def switch(self, name: str, number: int, why: str, now: float) -> None:
+    def switch(self, name: str, number: int, why: str, now: float, generation: int | None = None) -> None:
         """Gives everything to one revision, in one step: it is READY, the only arm, and the stable one; the other
         members are RETIRED, but for the shadow."""
         with self.writing() as connection:
+            if rows.moved_on(connection, name, generation):
+                return
             record = rows.get(connection, name)
             shadow = record.state.wish.traffic.shadow
             for other in record.members:
