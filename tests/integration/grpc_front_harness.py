@@ -18,7 +18,7 @@ import msgspec
 
 from penstock.fleet.router.balancer import Balancer
 from penstock.fleet.router.grpc_front import GrpcFront, GrpcFrontOptions
-from penstock.fleet.router.hooks import Decisions, Hooks
+from penstock.fleet.router.hooks import Decisions, Hooks, Mirror
 from penstock.fleet.router.table import CompiledTable
 from penstock.fleet.router.tenants import Tenants
 from penstock.fleet.routes import Arm, Endpoint, Table, Tenant, Upstream
@@ -53,11 +53,15 @@ class Router:
 
 @contextlib.asynccontextmanager
 async def router(
-    *endpoints: Endpoint, tenants: Sequence[Tenant] = (), decisions: Decisions | None = None, **options: Any
+    *endpoints: Endpoint,
+    tenants: Sequence[Tenant] = (),
+    decisions: Decisions | None = None,
+    mirror: Mirror | None = None,
+    **options: Any,
 ) -> AsyncIterator[Router]:
     loop = asyncio.get_running_loop()
     balancer = Balancer(loop.time, loop.call_later)
-    hooks = Hooks(Tenants(), decisions=decisions)
+    hooks = Hooks(Tenants(), decisions=decisions, mirror=mirror)
     made = Router(balancer, hooks, GrpcFront(balancer, hooks, GrpcFrontOptions(**options)))
     made.follow(*endpoints, tenants=tenants)
     made.address = f"127.0.0.1:{await made.front.start('127.0.0.1', 0)}"

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import time
 from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
-from grpc_front_harness import SERVICE, endpoint, peer, router
+from grpc_front_harness import SERVICE, Peer, endpoint, peer, router
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from penstock.core.protobuf import length_prefix
 from penstock.fleet.router import grpc_channels, hooks
+from penstock.fleet.router.mirror import Mirror
 from penstock.fleet.routes import Arm, Endpoint, Tenant, Upstream
-from penstock.fleet.spec import Match, Requests, Sticky
+from penstock.fleet.spec import Match, Requests, Shadow, Sticky
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 NAMED = (("penstock-endpoint", "m"),)
@@ -384,6 +387,67 @@ async def test_logged_endpoints_answer_with_a_token() -> None:
             assert (lead["penstock-decision"], lead["penstock-revision"]) == ("token-u", "2")
             await fails(client.unary_unary(SERVICE + "Fail")(b"", metadata=(*NAMED, ("user", "v"))))
             assert choice.seen == [("token-u", 2, 200), ("token-v", 2, 503)]
+
+
+def infer_response(*values: float, name: str = "y", typed: bool = False) -> bytes:
+    from tritonclient.grpc import service_pb2
+
+    made = service_pb2.ModelInferResponse(model_name="m", model_version="1")
+    tensor = made.outputs.add(name=name, datatype="FP32", shape=[len(values)])
+    if typed:
+        tensor.contents.fp32_contents.extend(values)
+    else:
+        made.raw_output_contents.append(np.array(values, "<f4").tobytes())
+    encoded: bytes = made.SerializeToString()
+    return encoded
+
+
+def answering(replica: Peer, *answers: bytes | grpc.StatusCode | float) -> None:
+    """Makes a peer give these, one call after the other: a message, an error, or a message after some seconds."""
+    left = list(answers)
+
+    async def run(what: str, context: Any) -> None:
+        while await context.read() is not grpc.aio.EOF:
+            pass
+        answer = left.pop(0)
+        if isinstance(answer, grpc.StatusCode):
+            await context.abort(answer, "no")
+        if isinstance(answer, float):
+            await asyncio.sleep(answer)
+            answer = b"late"
+        await context.write(answer)
+
+    replica._run = run  # type: ignore[method-assign]
+
+
+async def test_a_shadow_gets_copies_and_is_compared_by_value() -> None:
+    mirror = Mirror()
+    mirror.start()
+    async with peer() as live, peer() as copied:
+        same, near, far = infer_response(1, 2), infer_response(1, 2, typed=True), infer_response(1, 3)
+        answering(live, same, same, same, grpc.StatusCode.INTERNAL, same, same)
+        answering(copied, same, near, far, same, grpc.StatusCode.INTERNAL, 30.0)
+        arms = (Arm(1, 1.0, (Upstream("a", "", live.address),)), Arm(2, 0.0, (Upstream("b", "", copied.address),)))
+        shadowed = Endpoint("m", arms, 1, shadow=Shadow(2))
+        async with router(shadowed, mirror=mirror) as front, channel(front.address) as client:
+            infer = client.unary_unary(INFER)
+            for number in range(5):
+                if number == 3:
+                    assert (await fails(infer(infer_request("m")))).code() is grpc.StatusCode.INTERNAL
+                else:
+                    assert await infer(infer_request("m")) == same
+                await eventually(lambda number=number: copied.calls == number + 1 and front.in_flight == 0)
+            await infer(infer_request("m", padding=300_000))  # too large to be copied
+            assert copied.calls == 5
+        mirror.close()
+        ((arm, document),) = mirror.take().items()
+        assert arm == ("m", 0, 2)
+        found = json.loads(document)
+        counts = {name: found["counts"][name] for name in ("compared", "outputs", "equal", "unlike", "too_large")}
+        assert counts == {"compared": 5, "outputs": 3, "equal": 2, "unlike": 0, "too_large": 1}
+        assert found["statuses"] == {"200/200": 3, "500/200": 1, "200/500": 1} and found["largest"]["max_abs"] == 1.0
+        lanes = front.balancer.services["m"].lanes
+        assert lanes[0].tally.by_status[2:] == [5, 0, 0, 1] and lanes[1].tally.by_status[2:] == [4, 0, 0, 1]
 
 
 async def test_health_and_reflection_tell_what_is() -> None:

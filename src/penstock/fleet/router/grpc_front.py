@@ -57,8 +57,8 @@ class GrpcFront:
         self._options = options or GrpcFrontOptions()
         self._channels = Channels()
         self._health = Health(balancer)
-        passing = Passing(balancer, hooks, self._channels, on_error)
-        self._methods = _Methods(balancer, hooks, passing, self._health, on_error)
+        self._passing = Passing(balancer, hooks, self._channels, on_error)
+        self._methods = _Methods(balancer, hooks, self._passing, self._health, on_error)
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -94,6 +94,7 @@ class GrpcFront:
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
+        await self._passing.close()
         await self._channels.close()
 
 

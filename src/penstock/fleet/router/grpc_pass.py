@@ -34,9 +34,10 @@ from penstock.core.errors import DeadlineExceeded, InvalidInput, NotFound, Penst
 from penstock.core.grpc_status import http_status_of_code
 from penstock.fleet.router.balancer import Balancer
 from penstock.fleet.router.grpc_channels import Channels, Link
+from penstock.fleet.router.grpc_mirror import Copies, Copy
 from penstock.fleet.router.grpc_outcome import Context, Fault, Pairs, abort, fault_of, pairs, relay, unexpected
 from penstock.fleet.router.grpc_peek import V2, model_name
-from penstock.fleet.router.hooks import Decision, Hooks
+from penstock.fleet.router.hooks import Answer, Decision, Hooks
 from penstock.fleet.router.lanes import Service, Upstream
 from penstock.fleet.router.sticky import user_key
 from penstock.fleet.routes import Tenant
@@ -87,8 +88,13 @@ class Passing:
         self._balancer = balancer
         self._hooks = hooks
         self._channels = channels
+        self._copies = Copies(balancer, hooks, channels)
         self._on_error = on_error
         self._wall_clock = wall_clock
+
+    async def close(self) -> None:
+        """Ends what goes on beside the calls."""
+        await self._copies.close()
 
     def unary(self, arrival: Arrival) -> grpc.RpcMethodHandler:
         """The handler of a call with one message each way."""
@@ -191,30 +197,41 @@ class Passing:
     # --- asking ---------------------------------------------------------------------------------------------------
 
     async def _unary(self, arrival: Arrival, plan: _Plan, message: bytes, context: Context) -> bytes:
-        balancer, avoid = self._balancer, None
-        plan.service.budget.request(balancer.clock())
-        while True:
-            upstream, link = await self._place(arrival, plan, avoid)
-            try:
-                rpc = link.unary(arrival.method)(message, timeout=self._left_s(plan), metadata=plan.metadata)
-                answer: bytes = await rpc
-                self._over(arrival, plan, upstream, 200, arrival.began)
-                await _begin_answer(context, plan, upstream, await rpc.initial_metadata())
-                trailers = await rpc.trailing_metadata()
-                if trailers:
-                    context.set_trailing_metadata(pairs(trailers))
-                return answer
-            except grpc.aio.AioRpcError as error:
-                if not self._again(arrival, plan, upstream, error):
+        balancer, avoid, service = self._balancer, None, plan.service
+        service.budget.request(balancer.clock())
+        copy: Copy | None = None
+        live: Answer | None = None
+        try:
+            while True:
+                upstream, link = await self._place(arrival, plan, avoid)
+                try:
+                    left_s = self._left_s(plan)
+                    rpc = link.unary(arrival.method)(message, timeout=left_s, metadata=plan.metadata)
+                    if service.endpoint.shadow is not None and avoid is None:
+                        copy = self._copies.begin(service, arrival.method, message, left_s, plan.metadata)
+                    answer: bytes = await rpc
+                    live = self._over(arrival, plan, upstream, 200, answer)
+                    await _begin_answer(context, plan, upstream, await rpc.initial_metadata())
+                    trailers = await rpc.trailing_metadata()
+                    if trailers:
+                        context.set_trailing_metadata(pairs(trailers))
+                    return answer
+                except grpc.aio.AioRpcError as error:
+                    if self._again(plan, upstream, error):
+                        avoid = upstream
+                        continue
+                    live = self._failed(arrival, plan, upstream, error)
                     await _begin_answer(context, plan, upstream, error.initial_metadata())
                     raise
-                avoid = upstream
-            except asyncio.CancelledError:
-                self._left(plan, upstream, arrival.began)
-                raise
-            finally:
-                balancer.release(upstream, balancer.clock())
-                self._channels.release(link)
+                except asyncio.CancelledError:
+                    self._left(plan, upstream, arrival.began)
+                    raise
+                finally:
+                    balancer.release(upstream, balancer.clock())
+                    self._channels.release(link)
+        finally:
+            if copy is not None:
+                self._copies.compare(copy, service.endpoint, arrival.method, live)
 
     async def _stream(self, arrival: Arrival, plan: _Plan, first: bytes | None, context: Context) -> None:
         balancer, avoid = self._balancer, None
@@ -234,7 +251,8 @@ class Passing:
                     if connected or fault_of(error) is not Fault.UNREACHED:
                         self._failed(arrival, plan, upstream, error)
                         raise
-                    if not self._again(arrival, plan, upstream, error):
+                    if not self._again(plan, upstream, error):
+                        self._failed(arrival, plan, upstream, error)
                         raise
                     avoid = upstream
                 except asyncio.CancelledError:
@@ -260,8 +278,7 @@ class Passing:
                 await context.write(message)
             context.set_trailing_metadata(pairs(await rpc.trailing_metadata()))
             # Of a stream, what counts is the time to its first answer; its length is the caller's own.
-            latency_to = self._balancer.clock() if answered is None else answered
-            self._over(arrival, plan, upstream, 200, arrival.began, latency_to)
+            self._over(arrival, plan, upstream, 200, ended=answered)
         finally:
             sending.cancel()
             await asyncio.wait((sending,))
@@ -270,30 +287,26 @@ class Passing:
 
     # --- afterwards -----------------------------------------------------------------------------------------------
 
-    def _again(self, arrival: Arrival, plan: _Plan, upstream: Upstream, error: grpc.aio.AioRpcError) -> bool:
-        """Whether the call may be sent to another replica; if not, it is over and counted."""
+    def _again(self, plan: _Plan, upstream: Upstream, error: grpc.aio.AioRpcError) -> bool:
+        """Whether the call may be sent to another replica."""
         now, service, fault = self._balancer.clock(), plan.service, fault_of(error)
-        if now < plan.deadline and not service.gone:
-            if fault is Fault.UNREACHED:
-                self._balancer.failed(upstream)
-                upstream.lane.tally.retries += 1
-                return True
+        if now >= plan.deadline or service.gone:
+            return False
+        if fault is not Fault.UNREACHED:
             unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
-            if unavailable and service.endpoint.requests.idempotent and service.budget.retry(now):
-                if fault is Fault.LOST:
-                    self._balancer.failed(upstream)
-                upstream.lane.tally.retries += 1
-                return True
-        self._failed(arrival, plan, upstream, error)
-        return False
+            if not (unavailable and service.endpoint.requests.idempotent and service.budget.retry(now)):
+                return False
+        if fault is not Fault.SAID:
+            self._balancer.failed(upstream)
+        upstream.lane.tally.retries += 1
+        return True
 
-    def _failed(self, arrival: Arrival, plan: _Plan, upstream: Upstream, error: grpc.aio.AioRpcError) -> None:
-        fault = fault_of(error)
-        if fault is Fault.SAID:
-            self._over(arrival, plan, upstream, http_status_of_code(error.code().name), arrival.began)
-            return
+    def _failed(self, arrival: Arrival, plan: _Plan, upstream: Upstream, error: grpc.aio.AioRpcError) -> Answer:
+        if fault_of(error) is Fault.SAID:
+            status = http_status_of_code(error.code().name)
+            return self._over(arrival, plan, upstream, status, (error.details() or "").encode())
         self._balancer.failed(upstream)
-        self._over(arrival, plan, upstream, 0, arrival.began)
+        return self._over(arrival, plan, upstream, 0)
 
     def _left(self, plan: _Plan, upstream: Upstream, began: float) -> None:
         """The caller's call is over: it left, or its deadline passed, which is the replica's time that was too long."""
@@ -302,17 +315,18 @@ class Passing:
             upstream.lane.tally.add(504, now - began)
 
     def _over(
-        self, arrival: Arrival, plan: _Plan, upstream: Upstream, status: int, began: float, ended: float | None = None
-    ) -> None:
+        self, arrival: Arrival, plan: _Plan, upstream: Upstream, status: int, body: bytes = b"",
+        ended: float | None = None,
+    ) -> Answer:  # fmt: skip
         """Counts one answer. `status` as over HTTP; 0: the replica was lost."""
-        latency_s = (self._balancer.clock() if ended is None else ended) - began
+        latency_s = (self._balancer.clock() if ended is None else ended) - arrival.began
+        revision = upstream.lane.revision
         if status:
             self._balancer.succeeded(upstream)
         upstream.lane.tally.add(status, latency_s)
         if plan.decision is not None and self._hooks.decisions is not None:
-            self._hooks.decisions.answered(
-                plan.service.endpoint, plan.decision, upstream.lane.revision, status, latency_s
-            )
+            self._hooks.decisions.answered(plan.service.endpoint, plan.decision, revision, status, latency_s)
+        return Answer(revision, status, body, latency_s)
 
 
 async def _begin_answer(context: Context, plan: _Plan, upstream: Upstream, metadata: Any) -> None:
