@@ -363,6 +363,17 @@ async def test_a_slow_reader_holds_back_the_replica() -> None:
         assert len((await caller.answer()).body) == size
 
 
+async def test_a_connection_with_half_a_request_is_not_used_again() -> None:
+    async with replicas(Replica(says(b"early"), read_bodies=False)) as (replica,), rig() as router:
+        router.follow(endpoint(replica))
+        caller = await router.caller()
+        caller.send(post(b"").replace(b"Content-Length: 0", b"Content-Length: 10000000") + b"x" * 400_000)
+        assert (await caller.answer()).body == b"early"
+        replica.read_bodies = True
+        assert (await router.ask(post(b"abc"))).body == b"early"
+        assert replica.connections == 2 and replica.seen[-1].body == b"abc"
+
+
 async def test_a_slow_replica_holds_back_the_upload() -> None:
     go = asyncio.Event()
 

@@ -125,8 +125,10 @@ async def test_at_zero_a_hundred_requests_are_held_and_answered() -> None:
             caller.send(post(b"%d" % number))
         await until(lambda: router.balancer.services["fraud"].waiting == 100)
         assert woken and not replica.seen
+        await asyncio.sleep(0.1)
         router.follow(endpoint(replica))
         answers = [await caller.answer() for caller in callers]
+        assert all(int(request.headers["penstock-timeout-ms"]) <= 59_900 for request in replica.seen), "what is left"
         assert [answer.body for answer in answers] == [b"%d" % number for number in range(100)]
 
 

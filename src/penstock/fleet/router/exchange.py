@@ -344,8 +344,6 @@ class Exchange:
         else:
             for piece in pieces:
                 client.write(piece)
-        if client.full:
-            connection.hold()
 
     def end(self, connection: UpstreamConnection) -> None:
         """The answer is complete."""
