@@ -84,11 +84,9 @@ async def test_without_control_groups_memory_is_watched(
     replicas: Fleet, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
     monkeypatch.setattr(groups, "make", lambda *_: groups.Made())
-    await replicas.start(
-        "one", "hungry", memory_bytes=300 * MIB, options={"warm_up": False, "max_memory_bytes": "4GiB"}
-    )
-    one = replicas.replica("one")
-    assert one is not None
+    options = {"warm_up": False, "max_memory_bytes": "4GiB"}  # else its worker would see it first
+    one = await replicas.start("one", "hungry", cpu=1.0, memory_bytes=300 * MIB, options=options)
+    assert {len(os.sched_getaffinity(pid)) for pid in replicas.processes("one")} == {1}
     assert sum("limits_without_control_groups" in line.message for line in caplog.records) == 1
 
     async def eat() -> None:

@@ -172,7 +172,10 @@ def test_log_is_cut_and_its_end_is_kept(tmp_path: Path) -> None:
         writer.write(b"c\n")  # at the new end, not at the old place
     assert log.read_bytes() == b"c\n"
     assert output.last_lines(tmp_path, 2) == ["b", "c"]
-    assert (tmp_path / output.OLDER).stat().st_size <= 100
+    assert (tmp_path / output.OLDER).stat().st_size == 102
+    log.write_bytes(b"d" * 999 + b"\n")
+    assert output.bound(tmp_path, 100)
+    assert (tmp_path / output.OLDER).read_bytes() == b"d" * 99 + b"\n", "of one that writes too fast, the last"
 
 
 def test_groups_of_version_2_are_made_beside_the_own_one(tmp_path: Path) -> None:
@@ -217,3 +220,18 @@ def test_gpus_are_counted_by_their_devices(tmp_path: Path) -> None:
     assert machine.place({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path).gpus == 1
     assert machine.place({"CUDA_VISIBLE_DEVICES": ""}, tmp_path).gpus == 0
     assert machine.place({}, tmp_path / "none").gpus == 0
+
+
+async def test_follower_reads_over_a_cut(tmp_path: Path) -> None:
+    log = tmp_path / output.NAME
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"1\n2\n")
+        going_on = True
+        lines = output.follow(tmp_path, 1, lambda: going_on, 5)
+        seen = [await anext(lines)]
+        writer.write(b"3\n4\n")
+        assert output.bound(tmp_path, 5)
+        writer.write(b"5\n")
+        going_on = False
+        seen += [line async for line in lines]
+    assert seen == ["2", "3", "4", "5"]

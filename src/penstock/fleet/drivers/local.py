@@ -126,6 +126,10 @@ class Local:
             life.record.forgotten = True
             self.changed.set()
 
+    def release(self, deployment: str) -> None:
+        """A deployment was deleted: its files need not be kept in memory."""
+        self._pages.release(deployment)
+
     def replicas(self) -> Sequence[Replica]:
         return [life.replica for life in self._lives.values() if not _gone(life)]
 
@@ -168,6 +172,9 @@ class Local:
         if kept.stop_by is not None:
             raise InvalidInput("it was stopped before it began")
         environment = variables.variables(run, self._environ, kept.marker, bool(run.requirements), self._endpoints())
+        if run.requirements:
+            environment["VIRTUAL_ENV"] = str(python.parent.parent)
+            environment["PATH"] = f"{python.parent}:{environment.get('PATH', os.defpath)}"
         folder = self._replicas / launch.id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         wished = groups.Limits(None if run.cpu is None else max(run.cpu, STARTING_CPU), run.memory_bytes)

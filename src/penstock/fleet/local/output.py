@@ -2,7 +2,7 @@
 
 Whoever looks after it keeps it small: what is above a bound is copied aside and cut off. The file is open for appending
 in the replica, so that its next line begins at the new end. Lines written between the end of the copy and the cut are
-lost; that is a matter of microseconds, and of a replica that writes megabytes.
+lost; that is a matter of microseconds, and of a replica that writes megabytes. One who follows reads the copy first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def open_to_write(folder: Path) -> int:
 
 
 def bound(folder: Path, most_bytes: int = BOUND_BYTES) -> bool:
-    """Whether the log was above its bound, and was cut: then the older half of what is kept is in another file.
+    """Whether the log was above its bound, and was cut: then what it held is in another file. That has more than the
+    bound when it is all of it, and just the bound when a replica wrote faster than anyone looked.
 
     Raises:
         OSError: the disk is full. The log is cut then too: what is left of it matters less than what else is there.
@@ -42,7 +43,7 @@ def bound(folder: Path, most_bytes: int = BOUND_BYTES) -> bool:
             with path.open("rb") as file, new.open("wb") as copy:
                 os.fchmod(copy.fileno(), 0o600)
                 size = os.fstat(file.fileno()).st_size
-                if size > most_bytes:  # a replica that writes faster than anyone looks: its last lines are what matters
+                if size > 2 * most_bytes:
                     file.seek(size - most_bytes)
                 shutil.copyfileobj(file, copy, _BLOCK_BYTES)
             new.replace(folder / OLDER)
@@ -62,7 +63,9 @@ def last_lines(folder: Path, count: int, end: int | None = None) -> list[str]:
     return lines
 
 
-async def follow(folder: Path, count: int, alive: Callable[[], bool]) -> AsyncIterator[str]:
+async def follow(
+    folder: Path, count: int, alive: Callable[[], bool], most_bytes: int = BOUND_BYTES
+) -> AsyncIterator[str]:
     """The last `count` lines, then each further one, until `alive` is false and all is read."""
     position = await asyncio.to_thread(_whole_lines_end, folder / NAME)
     for line in await asyncio.to_thread(last_lines, folder, count, position):
@@ -70,7 +73,7 @@ async def follow(folder: Path, count: int, alive: Callable[[], bool]) -> AsyncIt
     rest = b""
     while True:
         going_on = alive()
-        data, position = await asyncio.to_thread(_more, folder, position)
+        data, position = await asyncio.to_thread(_more, folder, position, most_bytes)
         *whole, rest = (rest + data).split(b"\n")
         for one in whole:
             yield one.decode(errors="replace")
@@ -85,12 +88,14 @@ async def follow(folder: Path, count: int, alive: Callable[[], bool]) -> AsyncIt
         yield rest.decode(errors="replace")
 
 
-def _more(folder: Path, position: int) -> tuple[bytes, int]:
+def _more(folder: Path, position: int, most_bytes: int) -> tuple[bytes, int]:
     """What was written after `position`, a part of it at most, and the position after that."""
     path = folder / NAME
-    size = _size(path)
-    if size < position:  # it was cut; whoever was too slow for the copy goes on with what came after
-        path, position = folder / NAME, 0
+    if _size(path) < position:  # it was cut: what was not yet read is in the copy, then the new beginning follows
+        if _size(folder / OLDER) > max(position, most_bytes):
+            path = folder / OLDER
+        else:
+            position = 0
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(position)
         data = file.read(_BLOCK_BYTES)
