@@ -19,6 +19,7 @@ Said = tuple[int, bytes, str]
 Own = Callable[[Head, bytes], Awaitable[Said] | Said]
 """What answers one of the router's own paths. Raises: PenstockError."""
 
+_NO_HEADERS: Final[dict[str, str]] = {}
 _KEYS: Final = frozenset((b"authorization", b"x-api-key"))
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
@@ -69,7 +70,9 @@ def plan(head: Head, table: CompiledTable, services: dict[str, Service]) -> Plan
     """The plan of a request that is not for one of the router's own paths."""
     if not head.path.startswith("/"):
         return Plan(table, head, None, InvalidInput("the target * is for nobody here"))
-    endpoint = table.endpoint_for(head.host.decode("latin-1"), head.path, head.headers())
+    endpoint = table.endpoint_for(
+        head.host.decode("latin-1"), head.path, head.headers() if table.has_matches else _NO_HEADERS
+    )
     service = None if endpoint is None else services.get(endpoint.name)
     if service is None:
         return Plan(table, head, None, NotFound(f"no deployment answers {head.path[:256]}"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import httptools
@@ -27,11 +28,16 @@ _LINE: Final = re.compile(rb"[A-Z-]{1,32} [!-~]+ HTTP/\d\.\d")
 _HOST: Final = re.compile(rb"[A-Za-z0-9.\-_~!$&'()*+,;=%:\[\]]*")
 _TARGET: Final = re.compile(rb"/[!-~]*|\*")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[!-~]*)?(\?[!-~]*)?", re.IGNORECASE)
-_VALUE: Final = re.compile(rb"[\t -~\x80-\xff]*")
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_LOOKED_AT: Final = DROPPED | {b"host"}
+_NONE: Final[frozenset[bytes]] = frozenset()
 _LONGEST_LENGTH = 15  # digits
 _KEPT_BYTES = 4096  # of one head
 _KEPT = 512  # heads
 _MOST_TIMEOUT_MS = 7 * 24 * 3600e3
+
+
+Fields = Sequence[tuple[bytes, bytes]]
 
 
 class HeadRefused(Exception):
@@ -87,13 +93,9 @@ class Head:
 
     def onward(self, without: frozenset[bytes] = frozenset()) -> bytes:
         """Request line and headers for a replica, up to the framing. `without` are further names to leave out."""
-        named = _named_by_connection(self.fields)
+        dropped = _LOOKED_AT | without | _named_by_connection(self.fields)
         lines = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (self.method, self.target, self.host)]
-        lines += [
-            b"%b: %b\r\n" % field
-            for field in self.fields
-            if field[0] not in DROPPED and field[0] not in named and field[0] not in without and field[0] != b"host"
-        ]
+        lines += [b"%b: %b\r\n" % field for field in self.fields if field[0] not in dropped]
         return b"".join(lines)
 
 
@@ -130,8 +132,10 @@ class HeadReader:
         if len(data) > self.max_bytes:
             raise HeadRefused(431, f"the request's head is over {self.max_bytes} bytes")
         ends = data.count(b"\r\n")
-        if data.count(b"\n") != ends or data.count(b"\r") != ends or b"\0" in data:
+        if data.count(b"\n") != ends or data.count(b"\r") != ends:
             raise HeadRefused(400, "malformed HTTP request: a line does not end with CRLF")
+        if _CONTROL.search(data) is not None:
+            raise HeadRefused(400, "malformed HTTP request: a header has a control character")
         if b"\r\n " in data or b"\r\n\t" in data:
             raise HeadRefused(400, "malformed HTTP request: a header is folded")
         if _LINE.fullmatch(data, 0, data.index(b"\r")) is None:
@@ -156,14 +160,13 @@ class HeadReader:
         method = parser.get_method()
         if method == b"CONNECT":
             raise HeadRefused(405, "CONNECT is for proxies of another kind")
-        fields = tuple((name.lower(), value) for name, value in seen.fields)
-        if not all(_VALUE.fullmatch(value) for _, value in fields):
-            raise HeadRefused(400, "malformed HTTP request: a header has a control character")
+        fields = tuple([(name.lower(), value) for name, value in seen.fields])
         target, authority = _target(seen.target)
         head = Head(method, target, fields, version == "1.0", parser.should_keep_alive())
-        _frame(head)
-        _expect(head)
-        _address(head, authority)
+        special = [field for field in fields if field[0] in _LOOKED_AT]
+        _frame(head, special)
+        _expect(head, special)
+        _address(head, special, authority)
         return head
 
 
@@ -197,9 +200,9 @@ def _target(written: bytes) -> tuple[bytes, bytes | None]:
     return (absolute[2] or b"/") + (absolute[3] or b""), absolute[1]
 
 
-def _frame(head: Head) -> None:
-    lengths = [value for name, value in head.fields if name == b"content-length"]
-    codings = [value for name, value in head.fields if name == b"transfer-encoding"]
+def _frame(head: Head, special: Fields) -> None:
+    lengths = [value for name, value in special if name == b"content-length"]
+    codings = [value for name, value in special if name == b"transfer-encoding"]
     if codings:
         if lengths:
             raise HeadRefused(400, "malformed HTTP request: both Content-Length and Transfer-Encoding")
@@ -214,24 +217,27 @@ def _frame(head: Head) -> None:
         head.length = int(lengths[0])
 
 
-def _expect(head: Head) -> None:
-    expected = head.get(b"expect")
-    if expected is not None:
-        if expected.lower() != b"100-continue":
-            raise HeadRefused(417, "the only expectation here is 100-continue")
-        head.expects = not head.http10
-    text = head.get(b"penstock-timeout-ms")
-    if text is not None:
-        try:
-            milliseconds = float(text)
-        except ValueError:
-            return
-        if 0.0 < milliseconds < math.inf:  # else it says nothing that could be meant
-            head.timeout_s = min(milliseconds, _MOST_TIMEOUT_MS) / 1e3
+def _expect(head: Head, special: Fields) -> None:
+    for name, value in special:
+        if name == b"expect":
+            if value.lower() != b"100-continue":
+                raise HeadRefused(417, "the only expectation here is 100-continue")
+            head.expects = not head.http10
+        elif name == b"penstock-timeout-ms" and head.timeout_s is None:
+            head.timeout_s = _seconds(value)
 
 
-def _address(head: Head, authority: bytes | None) -> None:
-    hosts = [value for name, value in head.fields if name == b"host"]
+def _seconds(text: bytes) -> float | None:
+    """None when it says nothing that could be meant."""
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        return None
+    return min(milliseconds, _MOST_TIMEOUT_MS) / 1e3 if 0.0 < milliseconds < math.inf else None
+
+
+def _address(head: Head, special: Fields, authority: bytes | None) -> None:
+    hosts = [value for name, value in special if name == b"host"]
     if len(hosts) > 1 or (not hosts and not head.http10):
         raise HeadRefused(400, "malformed HTTP request: exactly one Host header is needed")
     head.host = authority if authority is not None else hosts[0] if hosts else b""
@@ -239,6 +245,6 @@ def _address(head: Head, authority: bytes | None) -> None:
         raise HeadRefused(400, "malformed HTTP request: Host is no address")
 
 
-def _named_by_connection(fields: tuple[tuple[bytes, bytes], ...]) -> frozenset[bytes]:
+def _named_by_connection(fields: Fields) -> frozenset[bytes]:
     named = [value for name, value in fields if name == b"connection"]
-    return frozenset(one.strip().lower() for value in named for one in value.split(b","))
+    return frozenset([one.strip().lower() for value in named for one in value.split(b",")]) if named else _NONE

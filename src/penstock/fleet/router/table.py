@@ -66,6 +66,14 @@ class CompiledTable:
             found = self._matched(host, path, headers)
             if found is not None:
                 return found
+        return self._named(path)
+
+    @property
+    def has_matches(self) -> bool:
+        """Whether hosts and headers matter to any endpoint."""
+        return bool(self._rules)
+
+    def _named(self, path: str) -> Endpoint | None:
         named = _NAMED.match(path)
         return None if named is None else self._by_name.get(named[1])
 
