@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 from penstock.core.errors import Internal, Overloaded
 from penstock.fleet.evidence.comparison import read
 from penstock.fleet.feedback.token import sign
+from penstock.fleet.router import mirror as mirroring
 from penstock.fleet.router import recorder as recording
 from penstock.fleet.router.hooks import Answer
 from penstock.fleet.router.learning import Learning, learning
@@ -372,6 +373,16 @@ def test_shadows_are_compared_and_reported(parts: Learning, url: str) -> None:
     assert found.statuses == {"200/200": 20, "200/500": 1}
     assert [one["what"] for one in found.examples] == ["other status", "other values"]
     assert found.examples[1]["max_abs"] == 1.0
+
+
+def test_bodies_beyond_the_limit_are_counted_and_not_read() -> None:
+    mirror, body = Mirror(), b"[" + b"1," * (mirroring.MOST_BYTES // 2) + b"1]"
+    mirror.compare(ENDPOINT, Answer(1, 200, body, 0.01), Answer(3, 200, body, 0.01))
+    mirror.start()
+    mirror.close()
+    found = read(mirror.take()[("fraud", 7, 3)])
+    assert (found.counts["compared"], found.counts["outputs"], found.counts["too_large"]) == (1, 0, 1)
+    assert found.examples == []
 
 
 def test_a_mirror_that_is_behind_drops_and_counts() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 # What says who answered, not what was answered.
@@ -67,12 +68,19 @@ def _tree(body: Body) -> object | None:
     """The JSON value of a body, with V2's binary tensors in their places; None where it is none."""
     head = body.data if body.json_bytes is None else body.data[: body.json_bytes]
     try:
-        tree: object = json.loads(head)
+        tree = _parsed(head)
         if body.json_bytes is not None and isinstance(tree, dict):
             _place_binary(tree, body.data[body.json_bytes :])
     except (ValueError, RecursionError):  # also of Unicode, and of sizes that do not fit their shapes
         return None
     return tree
+
+
+def _parsed(text: bytes) -> object:
+    try:
+        return orjson.loads(text)  # four times as fast, and other threads wait for it
+    except orjson.JSONDecodeError:
+        return json.loads(text)  # NaN, Infinity and long integers, which models do answer
 
 
 def _place_binary(tree: Mapping[str, object], rest: bytes) -> None:

@@ -1,8 +1,9 @@
 """Compares the answers of a shadow with those that callers got.
 
-The router has sent its caller's answer before anything here happens. Reading two bodies takes milliseconds where they
-are large, so a thread does it; while it is behind, pairs are dropped and counted. What it sums goes to the store with
-the recorder's next batch.
+The router has sent its caller's answer before anything here happens. Reading two bodies takes a millisecond where they
+are large, so a thread does it. As it shares the interpreter with the loop, it rests four times as long as it worked,
+and bodies have a limit; while it is behind, pairs are dropped and counted. What it sums goes to the store with the
+recorder's next batch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from penstock.fleet.routes import Endpoint
 from penstock.fleet.store.batch import Arm
 
 MOST_WAITING = 64  # pairs that wait for the thread
-MOST_BYTES = 1 << 20  # of one body; larger ones are not compared number by number
+MOST_BYTES = 256 << 10  # of one body: reading two takes 2 ms, for which the loop may have to wait
+_REST = 4.0  # times the processor time of a comparison
 _EXCERPT = 400  # characters of each body in an example
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Mirror:
         self._lock = threading.Lock()
         self._sums: dict[Arm, Comparison] = {}
         self._pairs: queue.Queue[tuple[Arm, Answer, Answer] | None] = queue.Queue(MOST_WAITING)
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="penstock-mirror", daemon=True)
 
     def start(self) -> None:
@@ -41,6 +44,7 @@ class Mirror:
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Compares what waits, for at most `timeout_s`. To be called before the recorder is closed."""
+        self._closing = True
         try:
             self._pairs.put(None, timeout=timeout_s)
         except queue.Full:
@@ -89,10 +93,13 @@ class Mirror:
 
     def _run(self) -> None:
         while (pair := self._pairs.get()) is not None:
+            began = time.thread_time()
             try:
                 self._compare(*pair)
             except Exception:  # the outermost loop of this thread: a strange body must not end it
                 _log.exception("mirror_failed")
+            if not self._closing:
+                time.sleep(min(1.0, _REST * (time.thread_time() - began)))
 
     def _compare(self, arm: Arm, live: Answer, shadow: Answer) -> None:
         succeeded = live.status < 400 and shadow.status < 400
