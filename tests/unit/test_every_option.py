@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from penstock.config import options_of
+from penstock.fleet.up.options import UpOptions
 from penstock.runtime.options import ModelOptions, ServerOptions
 
 TESTS = Path(__file__).parents[1]
 
 SPANS = "integration/test_opentelemetry.py"
 CLI, API = "integration/test_cli.py", "integration/test_api.py"
+PLATFORM, ENDPOINTS = "integration/test_options_of_the_platform.py", "integration/test_platform.py"
 SERVER, MODELS = "integration/test_options_of_the_server.py", "integration/test_options_of_models.py"
 
 MANY = "integration/test_many_models.py"
@@ -101,15 +103,34 @@ EFFECTS: dict[type, dict[str, str]] = {
         "outputs": DECLARED,
         "options": TAKEN,
     },
+    UpOptions: {
+        **dict.fromkeys(
+            ("state", "http_port", "grpc_port", "routers", "log_level"),
+            f"{PLATFORM}::test_ports_routers_state_and_logs_are_as_asked",
+        ),
+        **dict.fromkeys(
+            ("host", "allow_anonymous"),
+            f"{PLATFORM}::test_on_another_address_callers_need_a_key_unless_anonymous_ones_are_allowed",
+        ),
+        **dict.fromkeys(
+            ("admin_host", "admin_port", "admin_key_file"),
+            f"{PLATFORM}::test_the_admin_port_is_there_for_those_with_its_key_only",
+        ),
+        "grpc": f"{PLATFORM}::test_without_grpc_nothing_listens_for_it",
+        "grace_s": f"{PLATFORM}::test_grace_s_bounds_the_wait_for_what_is_in_flight",
+        "driver": f"{PLATFORM}::test_an_unknown_driver_is_told",
+        "log_format": f"{PLATFORM}::test_ports_routers_state_and_logs_are_as_asked",
+        "database": f"{PLATFORM}::test_the_state_may_be_in_postgresql",
+    },
 }
 
 
-@pytest.mark.parametrize("kind", [ServerOptions, ModelOptions])
+@pytest.mark.parametrize("kind", EFFECTS)
 def test_every_option_is_in_the_table_and_nothing_else(kind: type) -> None:
     assert set(EFFECTS[kind]) == set(options_of(kind))
 
 
-@pytest.mark.parametrize("kind", [ServerOptions, ModelOptions])
+@pytest.mark.parametrize("kind", EFFECTS)
 def test_every_test_in_the_table_exists(kind: type) -> None:
     for option, place in EFFECTS[kind].items():
         file, _, name = place.partition("::")

@@ -10,6 +10,7 @@ import typer
 from penstock.cli.command import Command
 from penstock.cli.flags import ELSEWHERE, shown, with_options
 from penstock.config import MODEL_PREFIX, PREFIX, Option, Resolved, options_of
+from penstock.fleet.up import options as platform
 from penstock.runtime.options import ModelOptions, ServerOptions
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -111,12 +112,15 @@ def page() -> str:
         "Flags hold for every model served. Options without an environment name are for one model: they cannot stand\n"
         "in `[defaults]`, and their flags need exactly one model.\n\n",
         *_rows(ModelOptions, MODEL_PREFIX),
+        "\n## The platform: `penstock up`\n\n",
+        "Flags and the environment only. What a deployment may say is in [deployments](deployments.md).\n\n",
+        *_rows(platform.UpOptions, platform.PREFIX, "Option"),
     ]
     return "".join(parts)
 
 
-def _rows(kind: type[Any], prefix: str) -> Iterator[str]:
-    yield "| File key | Flag | Environment | Allowed | Default | Meaning |\n|---|---|---|---|---|---|\n"
+def _rows(kind: type[Any], prefix: str, title: str = "File key") -> Iterator[str]:
+    yield f"| {title} | Flag | Environment | Allowed | Default | Meaning |\n|---|---|---|---|---|---|\n"
     for option in options_of(kind).values():
         variable = "" if option.individual else f"`{prefix}{option.name.upper()}`"
         cells = [f"`{option.name}`", _flag(option), variable, option.allowed, _shown_default(option), option.doc]
