@@ -13,16 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from grpc_front_harness import endpoint, router
+from grpc_front_harness import endpoint, router, router_process
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from penstock.fleet.routes import Tenant
+from penstock.fleet.routes import Table, Tenant
 from penstock.fleet.spec import Requests
 
 MODELS = """
@@ -159,7 +160,7 @@ async def test_a_body_of_100_mb_passes(replica: Any) -> None:
         np.testing.assert_array_equal(answer[:, ::1009], array[:, ::1009] * 2)
 
 
-@pytest.mark.parametrize("idempotent", [True, False])
+@pytest.mark.parametrize("idempotent", [True, pytest.param(False, marks=pytest.mark.chaos)])
 async def test_a_replica_that_is_killed_loses_at_most_what_it_held(
     server: Callable[..., Any], models: Path, idempotent: bool
 ) -> None:
@@ -233,3 +234,50 @@ async def test_distinct_bad_names_leave_memory_flat(replica: Any, count: int, fi
         figure("P13a", f"gRPC router: growth with {count:,} distinct bad names", grown / 1024, "MiB", goal="flat")
         assert grown < 6000, f"{grown} KiB more"  # a KiB, or with more names 60 bytes, kept of each would be that
         assert len(front.front._channels) == 1
+
+
+@pytest.mark.parametrize("announced", [pytest.param(True, marks=pytest.mark.chaos), False])
+async def test_a_replica_that_stops_loses_nothing(server: Callable[..., Any], models: Path, announced: bool) -> None:
+    """As a rolling update does it; and as somebody's SIGTERM does it, with nobody told."""
+    one, other = (server({"double": f"{models}:double"}) for _ in range(2))
+    outcomes: list[str] = []
+    under_way = asyncio.Event()
+    async with (
+        router(endpoint("double", one.grpc, other.grpc)) as front,
+        triton_aio.InferenceServerClient(front.address) as client,
+    ):
+
+        async def call_until(enough: int) -> None:
+            while len(outcomes) < enough:
+                try:
+                    await client.infer("double", [tensor(X)], client_timeout=20)
+                    outcomes.append("OK")
+                except InferenceServerException as error:
+                    outcomes.append(f"{error.status()} {error.message()}")
+                if len(outcomes) >= 150:
+                    under_way.set()
+
+        async def stop() -> None:
+            await under_way.wait()
+            if announced:
+                front.follow(endpoint("double", other.grpc))
+            os.kill(one.pid, signal.SIGTERM)
+            await asyncio.to_thread(one.process.wait, 30)
+
+        await asyncio.gather(stop(), *(call_until(800) for _ in range(8)))
+    assert [outcome for outcome in outcomes if outcome != "OK"] == []
+
+
+async def test_a_router_process_serves_from_its_cache_and_counts_what_it_refuses(replica: Any, tmp_path: Path) -> None:
+    table = Table(1, (endpoint("double", replica.grpc),))
+    async with router_process(tmp_path, table) as (http, address, _):
+        async with triton_aio.InferenceServerClient(address) as client:
+            for _ in range(3):
+                got = await client.infer("double", [tensor(X)], client_timeout=20)
+                assert (got.as_numpy("y") == X * 2).all()
+            with pytest.raises(InferenceServerException):
+                await client.infer("nobody", [tensor(X)])
+        async with aiohttp.ClientSession() as session, session.get(f"http://{http}/metrics") as answer:
+            metrics = await answer.text()
+    assert 'penstock_router_errors_total{deployment="",error="NotFound"} 1' in metrics
+    assert 'penstock_router_requests_total{deployment="double",revision="7",status="2xx"} 3' in metrics

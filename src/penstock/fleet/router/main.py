@@ -209,7 +209,8 @@ def _grpc_front(router: Router):  # type: ignore[no-untyped-def]
     """Imported only where it is used: grpc costs 100 ms and a pool of threads."""
     from penstock.fleet.router.grpc_front import GrpcFront, GrpcFrontOptions
 
-    return GrpcFront(router.balancer, router.hooks, GrpcFrontOptions(reuse_port=True))
+    options = GrpcFrontOptions(reuse_port=True)
+    return GrpcFront(router.balancer, router.hooks, options, on_error=router.front.count_error)
 
 
 def _listening(options: RouterOptions) -> socket.socket:
