@@ -92,3 +92,14 @@ def test_the_extra_all_holds_every_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (everything,) = extras.pop("all")
     assert everything == f"penstock[{','.join(extras)}]"
+
+
+def test_the_page_of_the_platform_s_api_has_every_call_and_no_other() -> None:
+    calls = set()
+    for path in (ROOT / "src" / "penstock" / "fleet" / "controller").glob("*_api.py"):
+        text = path.read_text().replace("{_DEPLOYMENT}", "/api/v1/deployments/{name}")
+        text = text.replace("(_DEPLOYMENT,", '("/api/v1/deployments/{name}",')
+        found = re.findall(r'web\.(get|put|post|delete)\(f?"([^"]+)"', text)
+        calls |= {f"{method.upper()} {target}" for method, target in found}
+    page = (ROOT / "docs" / "fleet-api.md").read_text()
+    assert set(re.findall(r"^\| `((?:GET|PUT|POST|DELETE) [^`?]+)`", page, re.MULTILINE)) == calls

@@ -49,7 +49,9 @@ def tenants(
         out().print(f"{name}  deleted")
         return
     if name is not None:
-        made = platform.set_tenant(name, **{key: value for key, value in limits.items() if value is not None})
+        present = next((one for one in platform.tenants() if one.name == name), None)
+        kept = {key: getattr(present, key) for key in limits} if present is not None else {}
+        made = platform.set_tenant(name, **{**kept, **_given(limits)})
         if as_json:
             print_json({"name": made.name, "key": made.key})
         else:
@@ -68,3 +70,7 @@ def tenants(
         print_table([{key: "" if value is None else value for key, value in row.items()} for row in rows])
     else:
         out().print("no tenants: everybody on this machine may call")
+
+
+def _given(limits: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in limits.items() if value is not None}
