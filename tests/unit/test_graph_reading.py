@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
@@ -315,3 +316,11 @@ def test_names_from_a_file_cannot_break_out_of_the_picture() -> None:
     graph = reading.read('kind: Graph\nname: "</title><script>"\nsequence: [{model: "<b>&x", name: ok}]', "g")
     assert "<script>" not in draw.svg(graph) and "<b>" not in draw.svg(graph)
     ElementTree.fromstring(draw.svg(graph))
+
+
+def test_the_documentations_picture_is_the_one_the_code_draws() -> None:
+    root = Path(__file__).parents[2]
+    graph = reading.read((root / "examples/graph/careful.yaml").read_text(), "careful")
+    assert validate.problems(graph) == []
+    shown = (root / "docs/graph-careful.svg").read_text()
+    assert shown == draw.svg(graph), "draw it again with penstock graph show"

@@ -184,11 +184,10 @@ class _Drawing:
 
     def _step(self, step: Step) -> _Part:
         if step.target.kind == NODE:
-            part = self._node(self._graph.nodes[step.target.name])
+            part = _labelled(self._node(self._graph.nodes[step.target.name]), _bounds(step))
         else:
             part = self._box(_said(step), "call")
-        label = step.when.text if step.when is not None else step.path
-        return part if not label else _labelled(part, label)
+        return _labelled(part, step.when.text if step.when is not None else step.path)
 
     def _node(self, node: Node) -> _Part:
         if node.name in self._drawn:
@@ -270,6 +269,12 @@ def _said(step: Step) -> list[str]:
         lines.append(target.name if target.kind == BUILT_IN else str(target))
     elif target.version:
         lines.append(f"version {target.version}")
+    bounds = _bounds(step)
+    return [*lines, *([bounds] if bounds else [])]
+
+
+def _bounds(step: Step) -> str:
+    """How long, how often and how seriously a step is taken; "" for the usual."""
     more = []
     if step.timeout_s is not None:
         more.append(f"≤ {step.timeout_s:g} s")
@@ -277,7 +282,7 @@ def _said(step: Step) -> list[str]:
         more.append(f"{step.retries} retries" if step.retries > 1 else "1 retry")
     if not step.hard:
         more.append("soft")
-    return [*lines, *([" · ".join(more)] if more else [])]
+    return " · ".join(more)
 
 
 def _head(node: Node) -> list[str]:
