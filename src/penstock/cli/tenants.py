@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -72,5 +73,5 @@ def tenants(
         out().print("no tenants: everybody on this machine may call")
 
 
-def _given(limits: dict[str, object]) -> dict[str, object]:
+def _given(limits: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in limits.items() if value is not None}

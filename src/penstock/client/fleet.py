@@ -214,7 +214,7 @@ class Fleet:
         return list(self._read(_Tenants, "GET", "/api/v1/tenants").tenants)
 
     def set_tenant(self, name: str, **limits: object) -> TenantStatus:
-        """Makes a tenant, or gives one these limits and no others; the first answer has the key. Raises: InvalidInput."""
+        """Makes a tenant, or gives one these limits only; the first answer has the key. Raises: InvalidInput."""
         return self._read(TenantStatus, "PUT", f"/api/v1/tenants/{quote(name, safe='')}", limits)
 
     def delete_tenant(self, name: str) -> None:
