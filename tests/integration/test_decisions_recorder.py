@@ -332,7 +332,7 @@ def test_a_reward_that_was_acknowledged_survives_kill_9(
     if kind == "postgresql":
         url = request.getfixturevalue("postgres")()
     acknowledged: set[int] = set()
-    for life in range(3):
+    for life in range(2):
         router = subprocess.Popen(
             [sys.executable, "-c", _ROUTER, url, str(life * 1_000_000)], stdout=subprocess.PIPE, text=True
         )
@@ -353,7 +353,7 @@ def test_a_reward_that_was_acknowledged_survives_kill_9(
     assert statistics.rewards == len(written)
     assert statistics.reward_sum == pytest.approx(sum(written.values()))
     lost = sum(number not in written for number in acknowledged)
-    figure("F26", f"acknowledged rewards lost over 3 kills of a router ({kind})", lost, "rewards", goal="0")
+    figure("F26", f"acknowledged rewards lost over 2 kills of a router ({kind})", lost, "rewards", goal="0")
 
 
 def test_shadows_are_compared_and_reported(parts: Learning, url: str) -> None:
