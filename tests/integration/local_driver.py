@@ -151,9 +151,10 @@ async def eventually(holds: Callable[[], object], what: str, within_s: float = P
 
 
 def infer(replica: Replica, *values: float) -> list[object]:
+    """What the replica answers to these values."""
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [len(values)], "data": list(values)}]}
     request = urllib.request.Request(
-        f"http://{replica.http}/v2/models/deployed/infer",
+        f"http://{replica.http}/v2/models/{replica.deployment}/infer",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )

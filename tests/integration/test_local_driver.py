@@ -59,6 +59,7 @@ async def test_death_is_seen_at_once_with_its_reason_and_nothing_is_left(replica
             break
     figure("F9", "death of a replica is seen after", min(seen_s) * 1e3, "ms", goal="≤ 100 ms")
     assert min(seen_s) <= 0.1
+    assert not os.path.exists(f"/proc/{ready.pid}"), "it was reaped"  # noqa: ASYNC240  # memory, no disk
     await eventually(lambda: not replicas.processes(), "what the replica had started is ended")
     replicas.driver.forget(id)
     assert replicas.replica(id) is None
@@ -214,6 +215,17 @@ async def test_process_that_got_a_replicas_number_is_neither_adopted_nor_killed(
     finally:
         other.kill()
         other.wait()
+
+
+async def test_replica_whose_start_nobody_saw_is_ended(replicas: Fleet) -> None:
+    """Its controller died between the start of the process and the record of it."""
+    await replicas.start("one", "double")
+    kept = _record(replicas, "one")
+    driver = await replicas.next()
+    kept.pid, kept.http, kept.ready_at = None, "", None
+    record.write(replicas.settings.folder / "replicas" / "one", kept)
+    assert not await driver.adopt()
+    assert not replicas.processes()
 
 
 async def test_orphans_of_the_fleet_are_ended_and_strangers_are_not(replicas: Fleet) -> None:

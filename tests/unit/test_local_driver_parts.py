@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.core.errors import InvalidInput, LoadError
-from penstock.fleet.local import command, groups, lock_file, machine, output, overlay, variables
+from penstock.fleet.local import command, groups, limits, lock_file, machine, output, overlay, variables
 from penstock.fleet.local.reasons import reason
 from penstock.fleet.spec import Run
 
@@ -197,6 +197,12 @@ def test_groups_of_version_2_are_made_beside_the_own_one(tmp_path: Path) -> None
     assert groups.kills_for_memory(made.folders) == 2
     membership.write_text("0::/user.slice\n")
     assert groups.make("penstock.f.two", groups.Limits(1.0), tmp_path, membership) == groups.Made()
+
+
+def test_start_has_a_processor_if_there_is_one() -> None:
+    assert limits.starting_cpu(0.25, None) == 1.0
+    assert limits.starting_cpu(0.25, 0.5) == 0.5, "more than the group above has would be refused"
+    assert limits.starting_cpu(2.0, None) == 2.0
 
 
 def test_limits_of_this_process_bound_its_place(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from penstock.core.errors import InvalidInput, NotFound
 from penstock.fleet.drivers import Launch, Settings
 from penstock.fleet.local import command, contents, disused, groups, limits, machine, output, process, record, variables
 from penstock.fleet.local.environments import Environments
-from penstock.fleet.local.life import STARTING_CPU, Life
+from penstock.fleet.local.life import Life
 from penstock.fleet.local.pages import Pages
 from penstock.fleet.local.record import Record
 from penstock.fleet.placement import Place
@@ -177,8 +177,8 @@ class Local:
             environment["PATH"] = f"{python.parent}:{environment.get('PATH', os.defpath)}"
         folder = self._replicas / launch.id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        wished = groups.Limits(None if run.cpu is None else max(run.cpu, STARTING_CPU), run.memory_bytes)
-        made = groups.make(f"{self._group_prefix}{launch.id}", wished)
+        cpu = None if run.cpu is None else limits.starting_cpu(run.cpu, groups.cpu_limit())
+        made = groups.make(f"{self._group_prefix}{launch.id}", groups.Limits(cpu, run.memory_bytes))
         kept.limited = made.memory
         kept.groups = [str(one) for one in made.folders]
         record.write(folder, kept)

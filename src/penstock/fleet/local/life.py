@@ -35,10 +35,6 @@ log = logging.getLogger("penstock.driver")
 
 T = TypeVar("T")
 
-# Processors that a replica has at the least until it is ready: a small share would make a start from zero long, and a
-# runtime counts less than two as one, so that it plans nothing by this.
-STARTING_CPU = 1.0
-
 _LOOK_S = 0.02  # between two looks for the line that says it serves
 _PROBE_S, _PROBE_TIMEOUT_S = 2.0, 2.0
 # Longer than anything that a busy machine does to a probe: a replica is killed for it, with what it has in flight.
@@ -93,7 +89,7 @@ class Life:
             self._set(ReplicaState.DRAINING)
             self._spawn(self._stop(adopted=True))
         elif self.record.http:
-            self._begin_share()
+            limits.begin_share(self.record)
             self._set(ReplicaState.READY)
             self._spawn(self._look_after())
         else:
@@ -188,10 +184,6 @@ class Life:
                 return
             await asyncio.sleep(_LOOK_S)
 
-    def _begin_share(self) -> None:
-        if self.record.cpu is not None and self.record.cpu < STARTING_CPU:
-            groups.set_cpu(map(Path, self.record.groups), self.record.cpu)
-
     async def _ready(self, said: Serving) -> None:
         http = said.http.partition("//")[2]
         while not await health.ready(http, _PROBE_TIMEOUT_S):
@@ -201,7 +193,7 @@ class Life:
         if self._died.is_set() or self.record.stop_by is not None:
             return
         self.record.http, self.record.grpc, self.record.ready_at = http, said.grpc, time.time()
-        self._begin_share()
+        limits.begin_share(self.record)
         self._set(ReplicaState.READY)
         log.info(
             "replica_ready",

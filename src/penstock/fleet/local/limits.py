@@ -16,6 +16,9 @@ from penstock.fleet.local import groups, process
 from penstock.fleet.local.record import Record
 from penstock.fleet.spec import Run
 
+# Processors that a replica has at the least until it is ready: a small share would make a start from zero long, and a
+# runtime counts less than two as one, so that it plans nothing by this.
+_STARTING_CPU = 1.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -27,6 +30,17 @@ def model_defaults(run: Run, made: groups.Made) -> Mapping[str, object]:
     if run.cpu is not None and not made.cpu:
         options["threads"] = max(1, int(run.cpu))
     return options
+
+
+def starting_cpu(cpu: float, most: float | None) -> float:
+    """The share that a replica has until it is ready. `most` is what the group above allows: more would be refused."""
+    return max(cpu, _STARTING_CPU if most is None else min(_STARTING_CPU, most))
+
+
+def begin_share(one: Record) -> None:
+    """It is ready: from now on it has its share."""
+    if one.cpu is not None and one.cpu < _STARTING_CPU:
+        groups.set_cpu(map(Path, one.groups), one.cpu)
 
 
 def bind(pid: int, cpu: float, turn: int) -> None:
