@@ -78,7 +78,7 @@ class Decider:
             f"{self._ids.getrandbits(64):016x}", endpoint.name, endpoint.experiment, endpoint.arms[arm].revision,
             min(propensity, 1.0), self._clock(), context,
         )  # fmt: skip
-        return Made(arm, propensity, sign(decision, self._secret), decision)
+        return Made(arm, propensity, sign(decision, self._secret), decision.revision, decision)
 
     def answered(
         self, endpoint: Endpoint, decision: hooks.Decision, revision: int, status: int, latency_s: float

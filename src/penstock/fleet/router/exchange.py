@@ -472,7 +472,7 @@ class Exchange:
             self._hedge_timer.cancel()
             self._hedge_timer = None
         decision = self._decision
-        if decision is not None and decision.token:
+        if decision is not None and decision.token and decision.revision in (0, connection.upstream.lane.revision):
             return b"%bpenstock-decision: %b\r\n" % (stamp, decision.token.encode("ascii", "replace"))
         return stamp
 

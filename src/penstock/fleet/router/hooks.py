@@ -23,6 +23,7 @@ class Decision:
     arm: int  # index into the endpoint's arms
     propensity: float
     token: str = ""
+    revision: int = 0  # of that arm: the answers of others do not carry the token. 0: any may
 
 
 @dataclass(frozen=True, slots=True)
