@@ -301,6 +301,27 @@ async def test_unavailable_is_asked_again_only_where_that_does_no_harm(idempoten
             assert one.calls + other.calls == 40 and codes.count(grpc.StatusCode.UNAVAILABLE) == one.calls
 
 
+@pytest.mark.parametrize(("error", "again"), [("Overloaded", True), ("NotReady", True), ("WorkerLost", False)])
+async def test_what_a_replica_refused_is_another_ones_call_and_what_it_lost_is_not(error: str, again: bool) -> None:
+    async with (
+        peer() as one,
+        peer() as other,
+        router(endpoint("m", one.address, other.address, requests=Requests(retry_budget=1.0))) as front,
+        channel(front.address) as client,
+    ):
+
+        async def refuse(what: str, context: Any) -> None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "socket closed", (("penstock-error", error),))
+
+        one._run = refuse  # type: ignore[method-assign]
+        outcomes = await asyncio.gather(
+            *(client.unary_unary(INFER)(infer_request("m")) for _ in range(30)), return_exceptions=True
+        )
+        failed = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+        assert one.calls > 0 and len(failed) == (0 if again else one.calls)
+        assert not front.balancer.failing
+
+
 async def test_a_replica_that_left_the_table_ends_its_calls_first() -> None:
     async with (
         peer() as old,

@@ -31,16 +31,22 @@ def grpc_details(error: PenstockError) -> str:
     return error.message[: _MOST_DETAILS if error.message.isascii() else _MOST_WIDE_DETAILS]
 
 
+ERROR_TRAILER: Final = "penstock-error"
+
+
 def grpc_trailers(error: PenstockError) -> tuple[tuple[str, str], ...]:
-    """When to come back, for people (`retry-after`, seconds) and for clients' own retries (`grpc-retry-pushback-ms`).
+    """The error's type, which a code cannot tell (a full queue and a lost worker are both UNAVAILABLE), and when to
+    come back: for people (`retry-after`, seconds) and for clients' own retries (`grpc-retry-pushback-ms`).
 
     Source: https://github.com/grpc/proposal/blob/master/A6-client-retries.md (pushback; negative is never).
     """
+    kind = (ERROR_TRAILER, type(error).__name__)
     if isinstance(error, TooLarge):
-        return (("grpc-retry-pushback-ms", "-1"),)
+        return kind, ("grpc-retry-pushback-ms", "-1")
     if error.retry_after_s is None:
-        return ()
+        return (kind,)
     return (
+        kind,
         ("retry-after", f"{error.retry_after_s:g}"),
         ("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))),
     )

@@ -92,7 +92,7 @@ class Copies:
             body: bytes = await link.unary(method)(message, timeout=timeout_s, metadata=metadata)
             status = 200
         except grpc.aio.AioRpcError as error:
-            if fault_of(error) is not Fault.SAID:
+            if fault_of(error) in (Fault.UNREACHED, Fault.LOST):
                 balancer.failed(upstream)
                 lane.tally.add(0, balancer.clock() - began)
                 return Answer(lane.revision, 0, error=error.details() or "")

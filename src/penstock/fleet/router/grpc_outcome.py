@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from penstock.core.errors import Internal, PenstockError
-from penstock.core.grpc_status import grpc_code, grpc_details, grpc_trailers
+from penstock.core.grpc_status import ERROR_TRAILER, grpc_code, grpc_details, grpc_trailers
 
 Context = Any  # a grpc.aio.ServicerContext, which has no types
 Pairs = tuple[tuple[str, str | bytes], ...]
@@ -22,13 +22,17 @@ _log = logging.getLogger("penstock.router")
 class Fault(enum.Enum):
     """Whose fault an error of a call is, and what the replica may have done.
 
-    UNREACHED: no connection; nothing was sent, so sending it elsewhere is always safe. LOST: the connection broke while
-    the call was open. SAID: the replica answered so itself."""
+    UNREACHED: no connection; nothing was sent, so sending it elsewhere is always safe. REFUSED: the replica says that
+    it could not take the call (`NotReady`, `Overloaded`), so no user code saw it. LOST: the connection broke while the
+    call was open. SAID: the replica answered so itself."""
 
     UNREACHED = "unreached"
+    REFUSED = "refused"
     LOST = "lost"
     SAID = "said"
 
+
+_REFUSALS = frozenset(("NotReady", "Overloaded"))
 
 # What grpc itself says of connections. A replica's own UNAVAILABLE comes with its own words; and with metadata, often.
 # Seen with grpcio 1.80 to 1.85; tests notice other words.
@@ -42,7 +46,12 @@ _LOST = (
 
 def fault_of(error: grpc.aio.AioRpcError) -> Fault:
     """What happened, as far as the status tells."""
-    if error.code() is not grpc.StatusCode.UNAVAILABLE or error.trailing_metadata() or error.initial_metadata():
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return Fault.SAID
+    trailers = error.trailing_metadata()
+    if trailers:
+        return Fault.REFUSED if dict(trailers).get(ERROR_TRAILER) in _REFUSALS else Fault.SAID
+    if error.initial_metadata():
         return Fault.SAID
     details = (error.details() or "").lower()
     if details.startswith(_UNREACHED):

@@ -6,9 +6,10 @@ limits, queues and draws. Deadlines become the timeout of the replica's call; wh
 handler's task, and with it the replica's call.
 
 A call whose connection could not be made has reached nobody and is sent elsewhere, as long as its deadline lets it. One
-whose connection broke may have had an effect; it is sent again only where the deployment says that this does no harm
-(`requests.idempotent`), within the retry budget, and before anything was answered. Streams are never sent again once
-they were connected: what was read from the caller is gone.
+that a replica refused (`penstock-error` in the trailers says NotReady or Overloaded) is sent to another, within the
+retry budget. One whose connection broke may have had an effect; it is sent again only where the deployment says that
+this does no harm (`requests.idempotent`), within the budget too. Streams are never sent again once they were connected:
+what was read from the caller is gone.
 
 What grpcio does not pass on: the compression of messages (they arrive decompressed, and travel so on loopback), and the
 caller's `:authority`, which grpc.aio does not show; rules with a host compare with `x-forwarded-host` or `host` in the
@@ -293,16 +294,18 @@ class Passing:
         if now >= plan.deadline or service.gone:
             return False
         if fault is not Fault.UNREACHED:
-            unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
-            if not (unavailable and service.endpoint.requests.idempotent and service.budget.retry(now)):
+            # What a replica refused no code has seen; it may as well be full of its own, so only another one is asked.
+            refused = fault is Fault.REFUSED and len(upstream.lane.upstreams) > 1
+            repeatable = error.code() is grpc.StatusCode.UNAVAILABLE and service.endpoint.requests.idempotent
+            if not ((refused or repeatable) and service.budget.retry(now)):
                 return False
-        if fault is not Fault.SAID:
+        if fault in (Fault.UNREACHED, Fault.LOST):
             self._balancer.failed(upstream)
         upstream.lane.tally.retries += 1
         return True
 
     def _failed(self, arrival: Arrival, plan: _Plan, upstream: Upstream, error: grpc.aio.AioRpcError) -> Answer:
-        if fault_of(error) is Fault.SAID:
+        if fault_of(error) in (Fault.SAID, Fault.REFUSED):
             status = http_status_of_code(error.code().name)
             return self._over(arrival, plan, upstream, status, (error.details() or "").encode())
         self._balancer.failed(upstream)
@@ -332,7 +335,7 @@ class Passing:
 async def _begin_answer(context: Context, plan: _Plan, upstream: Upstream, metadata: Any) -> None:
     """Sends the replica's initial metadata with what the router adds."""
     added: list[tuple[str, str | bytes]] = [("penstock-revision", str(upstream.lane.revision))]
-    if plan.decision is not None and plan.decision.token:
+    if plan.decision is not None and plan.decision.token and plan.decision.revision in (0, upstream.lane.revision):
         added.append(("penstock-decision", plan.decision.token))
     with contextlib.suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller is gone
         await context.send_initial_metadata((*pairs(metadata), *added))
