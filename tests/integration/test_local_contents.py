@@ -12,7 +12,8 @@ from local_driver import Fleet, infer, replicas
 
 from penstock.core.errors import LoadError
 from penstock.fleet.drivers import Launch
-from penstock.fleet.local import contents, disused
+from penstock.fleet.local import disused
+from penstock.fleet.local.contents import Contents
 from penstock.fleet.spec import Run
 from penstock.fleet.state import ReplicaState
 
@@ -48,7 +49,7 @@ async def test_archive_is_unpacked_once_and_a_new_one_is_another(replicas: Fleet
     assert await asyncio.to_thread(infer, one, 3.0) == [6.0]
     assert (unpacked / "model" / "model.py").stat().st_mtime_ns == before
     archive(replicas.folder, 5)
-    assert await contents.folder_of(str(path), place) != unpacked / "model"
+    assert await Contents(place).folder_of(str(path)) != unpacked / "model"
 
 
 async def test_archive_that_leads_outside_is_refused_and_nothing_is_left(replicas: Fleet) -> None:

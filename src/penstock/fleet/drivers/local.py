@@ -26,7 +26,8 @@ from typing import TypeVar
 from penstock import config
 from penstock.core.errors import InvalidInput, NotFound
 from penstock.fleet.drivers import Launch, Settings
-from penstock.fleet.local import command, contents, disused, groups, limits, machine, output, process, record, variables
+from penstock.fleet.local import command, disused, groups, limits, machine, output, process, record, variables
+from penstock.fleet.local.contents import Contents
 from penstock.fleet.local.environments import Environments
 from penstock.fleet.local.life import Life
 from penstock.fleet.local.pages import Pages
@@ -57,6 +58,7 @@ class Local:
         self._lives: dict[str, Life] = {}
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="penstock-driver")
         self._environments = Environments(self._folder / "environments", f"{self._fleet}:build")
+        self._contents = Contents(self._folder / "archives")
         self._pages = Pages()
         self._tending: asyncio.Task[None] | None = None
         self._turn = itertools.count()
@@ -91,7 +93,7 @@ class Local:
         return (await self._in_thread(machine.place, self._environ),)
 
     async def prepare(self, run: Run) -> None:
-        await contents.folder_of(run.model or run.graph, self._folder / "archives")
+        await self._contents.folder_of(run.model or run.graph)
         if run.requirements:
             await self._environments.prepare(Path(run.requirements))
 
@@ -160,7 +162,7 @@ class Local:
     async def _launch(self, launch: Launch, kept: Record) -> process.Identity:
         """Starts the process. Raises: InvalidInput, LoadError, OSError: why it cannot be."""
         run = launch.run
-        path = await contents.folder_of(run.model or run.graph, self._folder / "archives")
+        path = await self._contents.folder_of(run.model or run.graph)
         python = Path(sys.executable)
         if run.requirements:
             python = await self._environments.prepare(Path(run.requirements))

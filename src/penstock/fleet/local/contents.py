@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,25 +23,43 @@ _UNPACK = (
 )
 
 
-async def folder_of(model: str, place: Path) -> Path:
-    """What a replica serves: `model` itself, or the folder below `place` that it is unpacked into.
+class Contents:
+    """The unpacked archives below one folder."""
 
-    Raises:
-        LoadError: it cannot be read or unpacked.
-    """
-    archive = Path(model)
-    if not await asyncio.to_thread(_is_archive, archive):
-        return archive
-    try:
-        digest = await asyncio.to_thread(_digest, archive)
-    except OSError as error:
-        raise LoadError(f"{archive} cannot be read: {error.strerror}") from error
-    folder = place / digest / (archive.name[: -len(_suffix(archive))] or "model")
-    if not await asyncio.to_thread(folder.is_dir):
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await _unpack([str(archive), str(folder)], folder)
-    await asyncio.to_thread(disused.note_use, folder.parent)
-    return folder
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        # By path, of an archive whose file is the same: a start from zero has no time to read gigabytes again.
+        self._digests: dict[Path, tuple[tuple[int, ...], str]] = {}
+
+    async def folder_of(self, model: str) -> Path:
+        """What a replica serves: `model` itself, or the folder that it is unpacked into.
+
+        Raises:
+            LoadError: it cannot be read or unpacked.
+        """
+        archive = Path(model)
+        if not await asyncio.to_thread(_is_archive, archive):
+            return archive
+        try:
+            digest = await asyncio.to_thread(self._digest, archive)
+        except OSError as error:
+            raise LoadError(f"{archive} cannot be read: {error.strerror}") from error
+        folder = self._place / digest / (archive.name[: -len(_suffix(archive))] or "model")
+        if not await asyncio.to_thread(folder.is_dir):
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await _unpack([str(archive), str(folder)], folder)
+        await asyncio.to_thread(disused.note_use, folder.parent)
+        return folder
+
+    def _digest(self, archive: Path) -> str:
+        with archive.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            same = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            known, digest = self._digests.get(archive, ((), ""))
+            if known != same:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                self._digests[archive] = (same, digest)
+            return digest
 
 
 async def _unpack(arguments: Sequence[str], folder: Path) -> None:
@@ -65,8 +84,3 @@ def _is_archive(path: Path) -> bool:
 
 def _suffix(path: Path) -> str:
     return next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), "")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

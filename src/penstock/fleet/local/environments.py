@@ -50,6 +50,7 @@ class Environments:
         self._marker = marker
         self._environ = config.environment() if environ is None else environ
         self._building: dict[str, asyncio.Lock] = {}
+        self._parts: list[overlay.Part] | None = None  # of the penstock that runs here, which does not change
 
     async def prepare(self, requirements: Path) -> Path:
         """The interpreter of the environment that the file describes, which is built if it is not there.
@@ -57,7 +58,7 @@ class Environments:
         Raises:
             LoadError: the file does not lock versions, or the build failed; with its last lines.
         """
-        locked, made_of, digest = await asyncio.to_thread(_describe, requirements)
+        locked, made_of, digest = await asyncio.to_thread(self._describe, requirements)
         place = self._folder / digest
         if await asyncio.to_thread(_complete, place):
             await asyncio.to_thread(disused.note_use, place)
@@ -66,6 +67,15 @@ class Environments:
             if not await asyncio.to_thread(_complete, place):
                 await self._build(place, requirements, locked, made_of, lock)
         return _python(place)
+
+    def _describe(self, requirements: Path) -> tuple[lock_file.Locked, list[overlay.Part], str]:
+        locked = lock_file.read(requirements)
+        made_of = self._parts = self._parts or overlay.parts()
+        digest = hashlib.sha256()
+        facts = (_LAYOUT, sys.version, sysconfig.get_platform(), sys.executable, sys.base_prefix, locked.text)
+        for fact in (*facts, *(f"{part.name} {part.version} {part.entries}" for part in made_of)):
+            digest.update(fact.encode(errors="surrogateescape") + b"\0")
+        return locked, made_of, digest.hexdigest()[:40]
 
     async def _build(
         self, place: Path, requirements: Path, locked: lock_file.Locked, made_of: list[overlay.Part], lock: int
@@ -170,16 +180,6 @@ class Environments:
 
 class _StepFailed(Exception):
     """One step of a build did not work."""
-
-
-def _describe(requirements: Path) -> tuple[lock_file.Locked, list[overlay.Part], str]:
-    locked = lock_file.read(requirements)
-    made_of = overlay.parts()
-    digest = hashlib.sha256()
-    facts = (_LAYOUT, sys.version, sysconfig.get_platform(), sys.executable, sys.base_prefix, locked.text)
-    for fact in (*facts, *(f"{part.name} {part.version} {part.entries}" for part in made_of)):
-        digest.update(fact.encode(errors="surrogateescape") + b"\0")
-    return locked, made_of, digest.hexdigest()[:40]
 
 
 def _complete(place: Path) -> bool:
