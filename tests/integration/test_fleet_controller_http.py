@@ -152,7 +152,7 @@ async def test_one_deployment_from_wish_to_its_end(api: Api) -> None:
     status, back = await api("POST", "/api/v1/deployments/m/rollback")
     assert (status, back["revision"]) == (200, 1)
     await api.until(lambda one: one["stable"] == 1)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0  # 0.1 s on a machine that has time
     status, revisions = await api("GET", "/api/v1/deployments/m/revisions")
     assert [one["number"] for one in revisions["revisions"]] == [1, 2]
     status, events = await api("GET", "/api/v1/deployments/m/events")

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from penstock.fleet.controller import deciding, routing
 from penstock.fleet.controller.acting import Actor
@@ -42,6 +42,7 @@ TICK_S = 1.0
 _MOST_CHANGES = 12
 _ORPHAN_GRACE_S = 30.0
 _PRUNE_S = 600.0
+_STEP_S = 10.0  # a step is done by then, or its database hangs
 # A scaling policy's memory may change every second; a controller that starts again may have lost so much of it.
 _REMEMBER_S = 10.0
 
@@ -66,6 +67,7 @@ class Controller:
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
         self._stopping = False
+        self._ended = asyncio.Event()
         self._stale = True
         self._loading = asyncio.Lock()
         self._urgent = False
@@ -152,6 +154,7 @@ class Controller:
                 if not self._stopping:
                     await self._sleep()
         finally:
+            self._ended.set()
             await self.close()
 
     async def close(self) -> None:
@@ -165,6 +168,8 @@ class Controller:
         """Drains and stops every replica; `run` returns. What is wished stays wished: the next start brings it up."""
         self._stopping = True
         self._wake.set()
+        with contextlib.suppress(TimeoutError):  # a step that goes on might start another replica
+            await asyncio.wait_for(self._ended.wait(), _STEP_S)
         for replica in self.driver.replicas():
             if replica.state is ReplicaState.FAILED:
                 self.driver.forget(replica.id)
@@ -186,11 +191,22 @@ class Controller:
         if self._urgent or now - self._decided_at >= TICK_S or now < self._decided_at:
             await self._decide(now)
         for name in list(self.records):
-            await self._reconcile(name, now)
+            await self._alone(name, self._reconcile(name, now))
         await self._publish()
         if now - self._pruned_at >= _PRUNE_S and self._pruning is None:
             self._pruned_at = now
             self._pruning = asyncio.create_task(self._prune(now))
+
+    async def _alone(self, name: str, work: Coroutine[object, object, None]) -> None:
+        """Does something for one deployment. Its failure is no other's, but for one of the database."""
+        try:
+            await work
+        except DBAPIError:
+            raise
+        except Exception:
+            self.failures += 1
+            self._stale = True
+            log.exception("deployment_failed", extra={"deployment": name})
 
     async def _prune(self, now: float) -> None:
         """Keeps the decision log within its bounds; on a thread of its own, as it may take seconds."""
@@ -251,8 +267,8 @@ class Controller:
         self.demand.sample(self.records, now)
         for name, view in self.views().items():
             if not view.record.state.deleting:
-                await self._size(name, view, now)
-                await self._weigh(name, view, now)
+                await self._alone(name, self._size(name, view, now))
+                await self._alone(name, self._weigh(name, view, now))
         for known in (self._choices, self._size_memory, self._remembered, self.statistics):
             for gone in known.keys() - self.records.keys():
                 known.pop(gone)
