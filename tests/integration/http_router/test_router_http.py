@@ -5,10 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
-from router_harness import Replica, Request, chunked, dies, echo, endpoint, post, replicas, rig, says, silent, until
+from router_harness import (
+    Caller,
+    Replica,
+    Request,
+    chunked,
+    dies,
+    echo,
+    endpoint,
+    post,
+    replicas,
+    rig,
+    says,
+    silent,
+    until,
+)
 
 from penstock.fleet.router.http_options import HttpOptions
 from penstock.fleet.router.recorder import Recorder
@@ -483,6 +498,33 @@ async def test_draining_answers_what_is_on_its_way_and_then_ends() -> None:
         assert await draining == 0
         with pytest.raises(OSError):
             await router.caller()
+
+
+async def test_draining_serves_callers_that_were_connected_and_not_accepted() -> None:
+    async with replicas(Replica(echo)) as (replica,), rig() as router:
+        router.follow(endpoint(replica))
+        blocked = [socket.create_connection(("127.0.0.1", router.port)) for _ in range(5)]  # in one turn of the loop
+        for number, each in enumerate(blocked):
+            each.sendall(post(b"%d" % number))
+        assert router.front.connections_open == 0
+        draining = asyncio.create_task(router.front.drain(5.0))
+        for number, each in enumerate(blocked):
+            caller = Caller(*await asyncio.open_connection(sock=each))
+            assert (await caller.answer()).body == b"%d" % number
+            caller.close()
+        assert await draining == 0
+
+
+async def test_a_body_that_is_not_there_by_the_deadline() -> None:
+    async with replicas(Replica(echo)) as (replica,), rig() as router:
+        router.follow(endpoint(replica))
+        caller = await router.caller()
+        began = asyncio.get_running_loop().time()
+        caller.send(post(b"abc", "Penstock-Timeout-Ms: 100")[:-1])
+        answer = await caller.answer()
+        assert answer.status == 504 and answer.headers["penstock-error"] == "DeadlineExceeded"
+        assert 0.1 <= asyncio.get_running_loop().time() - began < 0.5
+        assert not replica.seen
 
 
 async def test_draining_cuts_what_takes_longer_than_its_grace() -> None:

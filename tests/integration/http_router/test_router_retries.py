@@ -72,6 +72,15 @@ async def test_what_no_user_code_saw_goes_to_another_replica() -> None:
         assert one.seen and router.balancer.services["fraud"].lanes[0].tally.retries == len(one.seen)
 
 
+async def test_a_lost_worker_is_tried_elsewhere_only_where_that_is_safe() -> None:
+    lost = says(b'{"error":"lost"}', "503 Service Unavailable", "Penstock-Error: WorkerLost\r\nRetry-After: 1\r\n")
+    async with replicas(Replica(lost, "a"), Replica(echo, "b")) as (one, two), rig() as router:
+        for idempotent in (False, True):
+            router.follow(endpoint(one, two, requests=Requests(idempotent=idempotent, retry_budget=1.0)))
+            found = {(await router.ask(post(b"abc"))).status for _ in range(30)}
+            assert found == ({200} if idempotent else {200, 503})
+
+
 async def test_the_only_replicas_word_is_passed_on() -> None:
     async with replicas(Replica(turned_away)) as (replica,), rig() as router:
         router.follow(endpoint(replica))

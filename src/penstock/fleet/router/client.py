@@ -71,7 +71,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_began", "_body", "_buffer", "_call", "_chunked", "_closes", "_eof", "_head", "_left",
-        "_limit", "_lingering_since", "_looks", "_plan", "_reading", "_served", "_size", "_started", "_state",
+        "_limit", "_lingering_since", "_looks", "_plan", "_reading", "_served", "_size", "_slot", "_started", "_state",
         "_streaming", "_upload_held", "_write_since", "front", "full", "since", "transport",
     )  # fmt: skip
 
@@ -87,6 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._began = 0.0
         self._body: list[bytes] = []
         self._size = 0
+        self._slot = 0  # of the deadline, while the body is on its way
         self._left = 0  # bytes of the body, of one with a length
         self._limit = 0
         self._chunked: Chunked | None = None
@@ -136,6 +137,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         try:
             self.transport = None
+            self._forget_deadline()
             self._state = CLOSED
             self._buffer, self._body = b"", []
             self.front.remove(self, self._served)
@@ -231,6 +233,12 @@ class ClientConnection(asyncio.Protocol):
             raise plan.error
         if head.expects:
             self.write(CONTINUE)
+        self._slot = front.deadlines.add(self, self._began + plan.timeout_s)
+
+    def expire(self) -> None:
+        """The request's deadline has passed while its body was on its way."""
+        if self._state == BODY and not self._streaming:
+            self._refuse(504, "the deadline passed while the request's body was on its way")
 
     def _read_body(self, data: bytes) -> bytes:
         self.since = self.front.now
@@ -279,6 +287,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, head: Head, plan: Plan, body: bytes, streams: bool) -> None:
         """Hands the request on."""
+        self._forget_deadline()
         self._state = BODY if streams else BUSY
         self._started = False
         self._looks = 0
@@ -368,8 +377,6 @@ class ClientConnection(asyncio.Protocol):
         elif self._state == BODY and not self._upload_held:
             if now - self.since > options.body_timeout_s:
                 self._refuse(408, f"nothing of the request's body came for {options.body_timeout_s:g} s")
-            elif not self._streaming and self._plan is not None and now > self._began + self._plan.timeout_s:
-                self._refuse(504, "the deadline passed while the request's body was on its way")
         elif self._eof and self._state == BUSY and not self._look_once():
             self._probe()
 
@@ -452,8 +459,15 @@ class ClientConnection(asyncio.Protocol):
             "connections",
         )  # fmt: skip
 
+    def _forget_deadline(self) -> None:
+        """The body is complete, or nobody waits for it: what has its own deadline now is the call."""
+        if self._slot:
+            self.front.deadlines.discard(self, self._slot)
+            self._slot = 0
+
     def _linger(self) -> None:
         transport = self.transport
+        self._forget_deadline()
         self._state = CLOSED
         self._buffer, self._body = b"", []
         if transport is None or transport.is_closing():

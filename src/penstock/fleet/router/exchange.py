@@ -271,6 +271,10 @@ class Exchange:
             and self._service.budget.retry(self._front.clock())
         )  # fmt: skip
 
+    def _turned_away(self, head: AnswerHead) -> bool:
+        """Whether an answer says that another replica may be asked: nothing ran, or running twice does no harm."""
+        return head.error in _NEVER_SEEN or (head.error == b"WorkerLost" and self._plan.repeatable)
+
     def _elsewhere(self, connection: UpstreamConnection) -> bool:
         """Whether a request that a replica turned away went to another one, at once. With none free, its caller gets
         the answer that there is."""
@@ -291,7 +295,7 @@ class Exchange:
 
     def whole(self, connection: UpstreamConnection, head: AnswerHead, body: bytes) -> None:
         """A complete answer."""
-        if head.status == 503 and head.error in _NEVER_SEEN and self._elsewhere(connection):
+        if head.status == 503 and self._turned_away(head) and self._elsewhere(connection):
             return
         upstream = connection.upstream
         lane = upstream.lane

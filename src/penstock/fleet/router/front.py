@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
+import os
 import socket
 from collections.abc import Awaitable
 from typing import Final, Protocol
@@ -66,6 +68,7 @@ class HttpFront:
         self._serving = 0
         self._empty = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._late: set[asyncio.Task[None]] = set()  # callers that came just before the port was closed
         self._servers: list[asyncio.Server] = []
         self._tick_handle: asyncio.TimerHandle | None = None
 
@@ -84,8 +87,14 @@ class HttpFront:
             self._tick()
 
     def stop_accepting(self) -> None:
-        """Closes our hold of the sockets; other processes go on with theirs."""
+        """Closes our hold of the sockets; other processes go on with theirs. Callers that the system has connected
+        already are served still: with the last hold, closing would reset them."""
         for server in self._servers:
+            for number in [each.fileno() for each in server.sockets]:
+                for accepted in _connected(number, self.options.backlog):
+                    task = self.loop.create_task(self._take(accepted))
+                    self._late.add(task)
+                    task.add_done_callback(self._late.discard)
             server.close()
         self._servers.clear()
 
@@ -94,6 +103,8 @@ class HttpFront:
         self.draining = True
         self.stop_accepting()
         give_up = self.clock() + grace_s
+        if self._late:
+            await asyncio.wait(self._late, timeout=grace_s)
         await self._emptied(min(grace_s, _LAST_REQUESTS_S))
         for connection in tuple(self._connections):
             connection.wind_down()
@@ -232,6 +243,12 @@ class HttpFront:
         except Exception:
             log.exception("sending a request failed")
 
+    async def _take(self, accepted: socket.socket) -> None:
+        try:
+            await self.loop.connect_accepted_socket(lambda: ClientConnection(self), accepted)
+        except OSError:  # the caller is gone
+            accepted.close()
+
     async def _emptied(self, timeout_s: float) -> None:
         self._empty.clear()
         if self._connections and timeout_s > 0:
@@ -264,6 +281,19 @@ class HttpFront:
             idle, upstream.pool = pool[:count], pool[count:]
             for connection in idle:
                 connection.cut()
+
+
+def _connected(number: int, most: int) -> list[socket.socket]:
+    """Connections that callers have, and nobody has accepted yet."""
+    found = []
+    with socket.socket(fileno=os.dup(number)) as listening:
+        listening.setblocking(False)
+        with contextlib.suppress(OSError):
+            for _ in range(most):
+                accepted, _ = listening.accept()
+                accepted.setblocking(False)
+                found.append(accepted)
+    return found
 
 
 class _ErrorCall:
