@@ -16,9 +16,11 @@ def count(number: float) -> str:
 
 def seconds(duration_s: float) -> str:
     """A latency or a wait, in the unit that suits it."""
-    if duration_s < 1:
+    if duration_s < 0.9995:
         return f"{1000 * duration_s:.3g} ms"
-    return f"{duration_s:.3g} s" if duration_s < 600 else f"{duration_s / 60:.3g} min"
+    if duration_s < 599.5:
+        return f"{duration_s:.3g} s"
+    return f"{duration_s / 60:.3g} min" if duration_s < 59_970 else f"{duration_s / 3600:,.0f} h"
 
 
 def rate(events: float, of: float) -> str:
