@@ -21,6 +21,7 @@ from target import Fault, Target, check_refusal, run_on_loop
 from penstock.core.errors import Internal, InvalidInput
 from penstock.core.messages import Response, Timings
 from penstock.core.tensor import parse_spec
+from penstock.graphs import conditions, draw, gjson, reading, validate
 from penstock.packaging.entries import Limits
 from penstock.packaging.unpack import unpack
 from penstock.runtime.fronts import wire
@@ -196,10 +197,72 @@ def archive_seeds() -> tuple[bytes, ...]:
     return (*found, buffer.getvalue())
 
 
+def graph_file(data: bytes) -> bool:
+    """A graph's file in any dialect, checked and drawn as far as it can be."""
+    try:
+        graph = reading.read(data.decode(errors="replace"), "g")
+        if not validate.problems(graph):
+            draw.svg(graph)
+        return True
+    except InvalidInput as error:
+        check_refusal(error)
+        return False
+
+
+def graph_seeds() -> tuple[bytes, ...]:
+    examples = Path(__file__).parents[2] / "examples" / "graph"
+    kserve = """{"apiVersion": "serving.kserve.io/v1alpha1", "kind": "InferenceGraph", "metadata": {"name": "g"}, "spec": {"nodes":
+        {"root": {"routerType": "Switch", "steps": [{"serviceName": "a", "condition": "b.#(c==1)"}, {"nodeName": "n", "condition": "d"}]},
+        "n": {"routerType": "Splitter", "steps": [{"serviceUrl": "http://h/p", "weight": 100}]}}}}"""
+    seldon = """{"apiVersion": "machinelearning.seldon.io/v1", "kind": "SeldonDeployment", "metadata": {"name": "g"}, "spec":
+        {"predictors": [{"name": "p", "graph": {"name": "r", "implementation": "RANDOM_ABTEST", "parameters": [{"name": "ratioA",
+        "value": "0.2"}], "children": [{"name": "a"}, {"name": "b", "endpoint": {"service_host": "h", "service_port": 1}}]}}]}}"""
+    return (examples / "careful.yaml").read_bytes(), kserve.encode(), seldon.encode()
+
+
+def ensemble_config(data: bytes) -> bool:
+    """A Triton ensemble's config.pbtxt."""
+    try:
+        validate.problems(reading.read_ensemble(data.decode(errors="replace"), "g"))
+        return True
+    except InvalidInput as error:
+        check_refusal(error)
+        return False
+
+
+def ensemble_seeds() -> tuple[bytes, ...]:
+    text = """name: "g" platform: 'ensemble' max_batch_size: 4 # comment
+        input [ { name: "I" data_type: TYPE_FP32 dims: [ 4, -1 ] } ] output { name: "O" data_type: TYPE_STRING dims: 1 }
+        ensemble_scheduling { step [ { model_name: "m" model_version: -1
+        input_map { key: "a" value: "I" } output_map < key: "b" value: "O" > } ] }"""
+    return (text.encode(),)
+
+
+def graph_condition(data: bytes) -> bool:
+    """A condition of either kind; what is read can be asked."""
+    text = data.decode(errors="replace")
+    try:
+        if text.startswith("="):
+            conditions.read(text[1:]).holds({"a": np.arange(3.0), "t": np.array([b"x"], dtype=object)})
+        else:
+            gjson.read(text).exists({"a": [{"b": 1, "c": ["x", None]}], "d": {"e": "f"}})
+        return True
+    except InvalidInput as error:
+        check_refusal(error)
+        return False
+
+
+def condition_seeds() -> tuple[bytes, ...]:
+    return b'a.#(c.#(=="x"))#.b', b'[@this].#(d.e%"f*")', b"=max(a) >= 1.5 and not t or a", b'=t == "x"'
+
+
 def targets() -> tuple[Target, ...]:
     return (
         Target("worker_frame", worker_frame, worker_seeds()),
         Target("front_wire", front_wire, wire_seeds()),
         Target("model_toml", model_toml, toml_seeds()),
+        Target("graph_file", graph_file, graph_seeds()),
+        Target("ensemble_config", ensemble_config, ensemble_seeds()),
+        Target("graph_condition", graph_condition, condition_seeds()),
         Target("archive", archive, archive_seeds()),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import logging
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy_door import NumpyDoor, numpy_model
+from numpy_door import NumpyDoor, NumpyModel, numpy_model
 from target import Fault, Target, check_refusal, no_error_logged, run_on_loop
 
+from penstock.core import graph_calls
 from penstock.core.compression import compress, decompress
 from penstock.core.errors import InvalidInput, NotFound, PenstockError
 from penstock.core.messages import NO_DEADLINE, Parameter
@@ -62,6 +64,8 @@ class StrangersDoor(NumpyDoor):
                 {"x": "i8[n, 3]"}, {"x": TensorSpec("x", "INT64", (-1, 3), labels=("a", "b"))}, predict=echo
             ),
             "stream": numpy_model({"x": "str[n]"}, {"x": "str[n]"}, answer=lambda inputs, _: iter([dict(inputs)])),
+            "bodies": graph(graph_calls.BODIES),
+            "messages": graph(graph_calls.MESSAGES),
         }
         super().__init__(models)
         self.tracing = Tracing()
@@ -88,11 +92,22 @@ class StrangersDoor(NumpyDoor):
             root.setLevel(level)
 
 
+def graph(level: str) -> NumpyModel:
+    """A graph that answers with the body that it is asked."""
+    model = numpy_model(
+        {"body": "bytes[n]"},
+        {"body": "bytes[n]", "status": "i4[n]"},
+        predict=lambda inputs, _: {"body": inputs["body"], "status": np.array([200], np.int32)},
+    )
+    metadata = {graph_calls.LEVEL: level, graph_calls.PROPAGATE: "content-.*"}
+    return dataclasses.replace(model, signature=dataclasses.replace(model.signature, metadata=metadata))
+
+
 def echo(inputs: Mapping[str, np.ndarray], parameters: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
     return {"y": np.zeros(1, np.bool_), **inputs}
 
 
-MODELS = ["one", "text", "two", "free", "labels", "stream"]
+MODELS = ["one", "text", "two", "free", "labels", "stream", "bodies", "messages"]
 KINDS = [b"", b"text/csv", b"application/json", b"image/png", b"text/plain", b"application/octet-stream"]
 ACCEPTS = [b"", b"text/csv", b"application/x-npy", b"*/*, text/html"]
 ENCODINGS = [b"", b"gzip", b"deflate", b"identity", b"br", b"gzip, gzip"]
@@ -104,6 +119,7 @@ ROUTES = [
 ]
 HEADS = Heads("penstock")
 HEAD_BYTES = 8
+_NAMES = ("model", "version", "region", "graph", "namespace", "unit")
 
 
 def head(
@@ -128,7 +144,7 @@ def http_body(data: bytes) -> bool:
     }
     headers = {name: value for name, value in headers.items() if value and value != b"-1"}
     model = MODELS[data[1] % len(MODELS)]
-    match = {name: model for name in ("model", "version", "region") if f"{{{name}}}" in route.pattern}
+    match = {name: model for name in _NAMES if f"{{{name}}}" in route.pattern}
     if "version" in match:
         match["version"] = "1"
     query = "output=x" if data[5] % 2 else ""
@@ -315,6 +331,11 @@ def http_seeds() -> tuple[bytes, ...]:
         head(predict, "text", kind=b"image/png") + b"\x89PNG\r\n\x1a\n",
         head("/v2/repository/models/{model}/load") + load,
         head("/v2/repository/models/{model}/unload") + b'{"parameters": {"unload_dependents": true}}',
+        head("/v1/graphs/{graph}", "bodies") + b'{"any": ["body"]}',
+        head("/", "bodies", encoding=b"gzip") + gzip.compress(b"[1]"),
+        head("/v1/graphs/{graph}/feedback", "bodies") + b'{"route": "root=0", "reward": 0.5}',
+        head("/api/v1.0/predictions", "messages") + b'{"data": {"ndarray": [[1, 2]]}}',
+        head("/seldon/{namespace}/{graph}/api/v1.0/feedback", "messages") + b'{"reward": 0.5}',
         head("/v2/repository/index") + b'{"ready": true}',
         head("/v2/trace/setting") + b'{"trace_level": ["TIMESTAMPS"], "trace_rate": "2", "trace_count": null}',
         head("/v2/logging") + b'{"log_verbose_level": 1, "log_format": "ISO8601", "log_info": true}',
