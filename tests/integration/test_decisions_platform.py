@@ -186,6 +186,32 @@ def test_no_acknowledged_reward_is_lost_with_a_killed_router(
     assert len(acknowledged) > 60
 
 
+def test_a_contextual_bandit_finds_the_better_arm_of_each_context(running: RunningFleet) -> None:
+    running.fleet.deploy("half", traffic={"policy": "linucb", "options": {"dimension": 2, "epsilon": 0.1}})
+    contexts = {1: "1,0", 2: "0,1"}  # by the revision that is right for it
+
+    def learn() -> None:
+        rewards = []
+        for right, context in contexts.items():
+            for _ in range(15):
+                answer = ask(running, **{"Penstock-Context": context})
+                rewards.append({"token": answer.token, "reward": 0.9 if answer.revision == right else 0.1})
+        assert reward(running, {"rewards": rewards}).status == 200
+
+    def found() -> bool:
+        learn()
+        asked = [(right, ask(running, **{"Penstock-Context": contexts[right]}).revision) for right in (1, 2) * 20]
+        return sum(right == revision for right, revision in asked) >= 32  # 38 are expected, at 5 % of exploration
+
+    until(found, "the better arm of each context")
+    tensor = {"name": "x", "shape": [2], "datatype": "FP32", "data": [0.4, 0.6]}
+    refused = post(f"{running.http}/v2/models/half/infer", {"inputs": [tensor]}, **{"Penstock-Context": "1,2,3"})
+    assert refused.status == 400
+    assert b"3 numbers" in refused.body
+    lines = [one for one in running.fleet.decisions("half") if one["context"] == [0.0, 1.0]]
+    assert {round(float(str(one["propensity"])), 6) for one in lines} <= {0.05, 0.95}
+
+
 def test_a_user_stays_on_one_arm_through_routers_and_their_deaths(running: RunningFleet) -> None:
     split = {"policy": "split", "options": {"weights": {"1": 50, "2": 50}}, "sticky": {"by": "cookie", "name": "user"}}
     running.fleet.deploy("half", traffic=split)
