@@ -250,6 +250,12 @@ async def test_decisions_are_asked_for_logged_endpoints() -> None:
         answer = await router.ask(post(b"{}", "X-User: 7"))
         assert (answer.body, answer.headers["penstock-decision"]) == (b"two", "token-1")
         assert decides.headers["x-user"] == "7" and decides.answered_with == [(2, 200)]
+        about = await router.ask(b"GET /v2/models/fraud HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert about.status == 200 and "penstock-decision" not in about.headers, (
+            "a question about the model is none to it"
+        )
+        counted = [lane.tally.take() for lane in router.balancer.services["fraud"].lanes]
+        assert sum(one.requests for one in counted if one is not None) == 1
         refused = await router.ask(post(b"bad"))
         assert refused.status == 400 and refused.headers["penstock-error"] == "InvalidInput"
 

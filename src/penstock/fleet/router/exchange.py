@@ -128,7 +128,7 @@ class Exchange:
         """The arm and the session, where that takes a look at the headers."""
         front, endpoint = self._front, self._service.endpoint
         headers = self._request.headers()
-        decisions = front.hooks.decisions
+        decisions = front.hooks.decisions if self._plan.counted else None
         if decisions is not None and (endpoint.logged or endpoint.contextual or endpoint.sticky):
             body = b"" if self._streams else self._body
             if self._service.drawable:
@@ -223,7 +223,8 @@ class Exchange:
         """What goes beside the first try: a copy for a shadow, and soon perhaps a hedge."""
         front, endpoint = self._front, self._service.endpoint
         mirror = front.hooks.mirror
-        if endpoint.shadow is not None and mirror is not None and self._copy is None and self._tries == 1:
+        copied = endpoint.shadow is not None and self._plan.counted
+        if copied and mirror is not None and self._copy is None and self._tries == 1:
             if self._streams:
                 mirror.skip(endpoint, "too_large")
             elif mirror.wants(endpoint, random.random()):
@@ -314,7 +315,7 @@ class Exchange:
         front.balancer.release(upstream, now)
         if upstream.failures:
             front.balancer.succeeded(upstream)
-        lane.tally.add(head.status, now - self._began)
+        lane.tally.add(head.status, now - self._began, counted=self._plan.counted)
         if not self._plan.plain:
             self._learn(connection, head, body, now)
 
@@ -356,7 +357,7 @@ class Exchange:
         upstream = connection.upstream
         self._connection = None
         self._front.balancer.release(upstream, now)
-        upstream.lane.tally.add(self._answering, now - self._began)
+        upstream.lane.tally.add(self._answering, now - self._began, counted=self._plan.counted)
         if self._decision is not None:
             self._answered(upstream.lane.revision, self._answering, now)
         if self._copy is not None:
@@ -372,14 +373,14 @@ class Exchange:
         if self.over or other or self._pending:
             return  # a hedge is on its way
         if self._started:
-            upstream.lane.tally.add(0, front.clock() - self._began)
+            upstream.lane.tally.add(0, front.clock() - self._began, counted=self._plan.counted)
             self._finish_lost()
             self._client.cut()  # a body without its end: the one honest thing left to say
         elif isinstance(error, WorkerLost) and self._plan.repeatable and self._may_repeat():
             upstream.lane.tally.retries += 1
             self._again(upstream)
         else:
-            upstream.lane.tally.add(0, front.clock() - self._began)
+            upstream.lane.tally.add(0, front.clock() - self._began, counted=self._plan.counted)
             if isinstance(error, WorkerLost):
                 error = WorkerLost(
                     f"the replica of {self._service.endpoint.name} was lost while it held this request; it may have "
@@ -415,7 +416,7 @@ class Exchange:
             return
         holding = self._connection
         if holding is not None:
-            holding.upstream.lane.tally.add(504, self._front.clock() - self._began)
+            holding.upstream.lane.tally.add(504, self._front.clock() - self._began, counted=self._plan.counted)
         name = self._service.endpoint.name
         where = "waited for a replica" if holding is None and not self._pending else "was with its replica"
         self.fail(DeadlineExceeded(f"the deadline passed while the request {where} of {name}"))

@@ -199,6 +199,8 @@ def _settle() -> None:
     some requests would wait for). As many files may be open as the system lets us: each request has two sockets."""
     gc.collect()
     gc.freeze()
+    # The threads that write and compare may hold the interpreter for so long at a time; 5 ms is Python's own choice.
+    sys.setswitchinterval(0.0005)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):

@@ -28,7 +28,7 @@ class Plan:
     """Either `error`, `service` or `own` says what to do. Immutable once it is made."""
 
     __slots__ = (
-        "error", "own", "plain", "ready", "ready_probe", "repeatable", "service", "start", "table", "timeout_line",
+        "counted", "error", "own", "plain", "ready", "ready_probe", "repeatable", "service", "start", "table",
         "timeout_s",
     )  # fmt: skip
 
@@ -40,6 +40,7 @@ class Plan:
         self.start = b""
         self.ready = b""
         self.timeout_s = head.timeout_s or 60.0
+        self.counted = head.method not in _SAFE  # for the experiment: it asks the model, and not about it
         self.plain = False
         self.repeatable = False
         self.ready_probe = False
@@ -52,8 +53,8 @@ class Plan:
         self.repeatable = requests.idempotent or head.method in _SAFE
         # Nothing but a draw and a replica: no key, no user, no log, no copy, no second try beside.
         self.plain = not (
-            table.table.tenants or endpoint.logged or endpoint.contextual or endpoint.sticky or endpoint.shadow
-            or requests.affinity or requests.hedge_after_s
+            table.table.tenants or requests.affinity or requests.hedge_after_s
+            or (self.counted and (endpoint.logged or endpoint.contextual or endpoint.sticky or endpoint.shadow))
         )  # fmt: skip
         self.ready_probe = head.method == b"GET" and head.path == f"/v2/models/{endpoint.name}/ready"
         self.start = head.onward(_KEYS if table.table.tenants else frozenset())

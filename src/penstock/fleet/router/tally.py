@@ -20,11 +20,14 @@ class Tally:
         self._errors = 0
         self._latency = [0] * (len(LATENCY_BOUNDS_S) + 1)
 
-    def add(self, status: int, latency_s: float) -> None:
-        """Counts one answer. `status` as over HTTP; 0: the replica was lost."""
+    def add(self, status: int, latency_s: float, *, counted: bool = True) -> None:
+        """Counts one answer. `status` as over HTTP; 0: the replica was lost. `counted`: in the experiment's statistics
+        too, which judge models: questions about one (its metadata, whether it is ready) tell nothing there."""
         self.by_status[status // 100] += 1
-        self._requests += 1
         self.latency_sum_s += latency_s
+        if not counted:
+            return
+        self._requests += 1
         if 0 < status < 500:
             self._latency[bisect_left(LATENCY_BOUNDS_S, latency_s)] += 1
         else:
