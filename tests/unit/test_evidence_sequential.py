@@ -53,7 +53,7 @@ def at_most(alpha: float, runs: int) -> float:
 
 
 def test_a_worse_canary_is_rarely_promoted_however_often_one_looks() -> None:
-    assert wrong_promotions(150, 4000, 0.01, 0.01, seed=1) <= at_most(ALPHA, 150)
+    assert wrong_promotions(100, 3000, 0.01, 0.01, seed=1) <= at_most(ALPHA, 100)
 
 
 def test_a_test_for_one_look_would_be_wrong_far_more_often() -> None:
@@ -100,7 +100,7 @@ def test_two_arms_of_equal_mean_are_rarely_told_apart(kind: str) -> None:
 
 def test_who_is_asked_next_may_depend_on_what_was_seen() -> None:
     """A greedy bandit, which samples the arm that looks better: the usual t-test is far off there."""
-    rng, runs, wrong = np.random.default_rng(5), 300, 0
+    rng, runs, wrong = np.random.default_rng(5), 150, 0
     for _ in range(runs):
         count, total = [1, 1], [float(rng.random() < 0.5), float(rng.random() < 0.5)]
         for step in range(400):
@@ -115,7 +115,7 @@ def test_who_is_asked_next_may_depend_on_what_was_seen() -> None:
 
 @pytest.mark.parametrize(("mean", "spread"), [(0.01, 0.0), (0.5, 0.02), (0.9, 0.1)])
 def test_bounds_hold_at_all_moments_at_once(mean: float, spread: float) -> None:
-    rng, runs, missed = np.random.default_rng(11), 100, 0
+    rng, runs, missed = np.random.default_rng(11), 50, 0
     for _ in range(runs):
         if spread:
             values = rng.normal(mean, spread, 1000).clip(max(0, 2 * mean - 1), min(1, 2 * mean))

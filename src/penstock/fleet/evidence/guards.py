@@ -195,19 +195,21 @@ def with_mark(marks: Sequence[Mark], new: Mark) -> tuple[Mark, ...]:
     return (marks[0], *marks[1:][-(_MARKS - 2) :], new)
 
 
-def findings(options: GuardOptions, since: Mark, canary: ArmStatistics, stable: ArmStatistics) -> list[Finding]:
-    """One for every rule that is set, in one order."""
+def findings(
+    options: GuardOptions, since: Mark, canary: ArmStatistics, stable: ArmStatistics, *, fits: bool = True
+) -> list[Finding]:
+    """One for every rule that is set, in one order; without `fits`, fit is only known where that costs little."""
     one = tally(options, canary, since.limit).since(since.canary)
     other = tally(options, stable, since.limit).since(since.stable)
     found = [*_of_errors(options, since, one, other), *_of_latency(options, since, one, other, stable)]
-    return [*found, *_of_rewards(options, one, other)]
+    return [*found, *_of_rewards(options, one, other, fits=fits)]
 
 
 def worst(
     options: GuardOptions, marks: Sequence[Mark], canary: ArmStatistics, stable: ArmStatistics
 ) -> tuple[float, Mark, Finding] | None:
     """The log evidence against the rule that is most likely broken, over all marks, with the mark that tells most."""
-    tables = [findings(options, each, canary, stable) for each in marks]
+    tables = [findings(options, each, canary, stable, fits=False) for each in marks]
     best: tuple[float, Mark, Finding] | None = None
     for at in range(len(tables[0])):
         terms = [table[at].harm + each.log_weight for each, table in zip(marks, tables, strict=True)]
@@ -259,7 +261,7 @@ def _of_latency(options: GuardOptions, since: Mark, one: Tally, other: Tally, st
     return found
 
 
-def _of_rewards(options: GuardOptions, one: Tally, other: Tally) -> list[Finding]:
+def _of_rewards(options: GuardOptions, one: Tally, other: Tally, *, fits: bool) -> list[Finding]:
     if options.reward_tolerance is None and options.min_reward is None:
         return []
     raw = {arm: Sample(known.rewards, known.reward_sum, known.reward_squares) for arm, known in ((0, one), (1, other))}
@@ -269,7 +271,7 @@ def _of_rewards(options: GuardOptions, one: Tally, other: Tally) -> list[Finding
     if options.reward_tolerance is not None:
         margin = options.reward_tolerance / width
         harm = log_evidence_greater(samples[1], samples[0], margin)
-        fit = log_evidence_greater(samples[0], samples[1], -margin)
+        fit = log_evidence_greater(samples[0], samples[1], -margin) if fits else -math.inf
         allowed = f"(at most {options.reward_tolerance:g} less)"
         figures = f"{shown}, stable {raw[1].mean:.4g} of {raw[1].count:,.0f} {allowed}"
         found.append(Finding("reward_tolerance", harm, fit, figures))
