@@ -31,6 +31,7 @@ from penstock.fleet.routes import Endpoint
 _FIRST_EJECTION_S = 0.05
 _LONGEST_EJECTION_S = 2.0
 _RETRY_AFTER_S = 1.0
+MOST_COPIES = 32  # in flight at one replica, with its other requests: each holds a body until its deadline
 _ALWAYS = -math.inf  # the time for which no deadline has passed: who waits watches its own, and cancels
 
 
@@ -146,8 +147,11 @@ class Balancer:
         return upstream
 
     def acquire_in(self, lane: Lane, now: float) -> Upstream | None:
-        """A place at a replica of this very lane, for a copy of a request; None when none is free."""
+        """A place at a replica of this very lane, for a copy of a request; None when none is free, or when the replica
+        has much to do: copies give way, and those for a replica that hangs do not gather here."""
         upstream = None if lane.waiting else self._pick(lane, None, None)
+        if upstream is not None and upstream.in_flight >= MOST_COPIES:
+            return None
         if upstream is not None:
             upstream.in_flight += 1
             lane.meter.enter(now)
