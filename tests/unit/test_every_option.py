@@ -79,6 +79,10 @@ EFFECTS: dict[type, dict[str, str]] = {
         "path": f"{CLI}::test_models_lists_what_is_loaded_with_figures",
         "adapter": TAKEN,
         "executor": WHERE,
+        "max_workers": (
+            "integration/test_elastic_workers.py::"
+            "test_workers_come_with_the_load_and_go_when_it_is_over_and_no_request_is_lost"
+        ),
         "workers": f"{MODELS}::test_workers_are_as_many_processes",
         "threads": CONTEXT,
         "borrow_threads": CONTEXT,

@@ -77,6 +77,8 @@ def test_server_options_that_work_together_pass(values: dict[str, object]) -> No
         ({"batch_sizes": "1,8", "max_batch_size": 16}, "max_batch_size is 16"),
         ({"batch_delay_s": 2, "timeout_s": 1}, "no less than timeout_s"),
         ({"executor": "inline", "workers": 2}, "workers (flag --workers) has no effect"),
+        ({"executor": "inline", "max_workers": 2}, "max_workers (flag --max-workers) has no effect"),
+        ({"workers": 3, "max_workers": 3}, "is 3 and workers is 3"),
         ({"executor": "inline", "hang_s": 2}, "hang_s (flag --hang-s) has no effect"),
         ({"executor": "inline", "devices": "cuda:0"}, "need workers"),
         ({"threads": 2, "borrow_threads": True}, "borrow_threads (flag --borrow-threads) has no effect beside threads"),

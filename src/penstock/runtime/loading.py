@@ -116,8 +116,10 @@ class _Loading:
                 "user code or holds the interpreter, so it runs in worker processes"
             )
         self._size = worker_count(self._options, self._devices, self._adapter, cores)
+        if self._options.max_workers is not None:
+            self._size = self._options.workers or 1
         self._threads, self._borrowed = thread_plan(
-            cores, self._size, self._options.threads, self._options.borrow_threads
+            cores, self._options.max_workers or self._size, self._options.threads, self._options.borrow_threads
         )
 
     async def run(self, whole: bool) -> None:
@@ -228,6 +230,8 @@ class _Loading:
 
     def _use_pool(self, pool: Pool) -> None:
         pool.on_free = self._loaded.batcher.wake
+        if self._options.max_workers is not None:
+            pool.adapt(self._options.max_workers, self._loaded.batcher.waited_s)
         self._workers_changed()
 
     async def _all_workers(self, pool: Pool) -> None:
@@ -342,7 +346,8 @@ class _Loading:
         if self._options.executor == "inline":
             return True
         slowest_s = findings.many_rows_s or findings.one_row_s
-        return self._options.workers is None and slowest_s is not None and slowest_s <= INLINE_BATCH_S
+        set_by_hand = self._options.workers is not None or self._options.max_workers is not None
+        return not set_by_hand and slowest_s is not None and slowest_s <= INLINE_BATCH_S
 
     async def _go_inline(self) -> None:
         loaded = self._loaded

@@ -103,6 +103,13 @@ class ModelOptions:
     workers: int | None = option(
         None, "Worker processes; unset is by kind of model and cores.", minimum=1, maximum=1024
     )
+    max_workers: int | None = option(
+        None,
+        "Worker processes while there is load for them: one is added when requests wait 0.1 s for a free one, and goes "
+        "when it is not needed; never fewer than `workers`, which is 1 then if unset.",
+        minimum=2,
+        maximum=1024,
+    )
     threads: int | None = option(
         None, "Compute threads per worker; unset shares the cores among the workers.", minimum=1, maximum=1024
     )
@@ -226,11 +233,16 @@ def _model_faults(model: Resolved[ModelOptions]) -> Iterator[str]:
                 yield f"{name} ({origin[name]}) has no effect with batch = false ({origin['batch']})"
     yield from _batch_faults(options, given("max_batch_size"))
     if options.executor == "inline":
-        for name in ("workers", "hang_s", "max_memory_bytes"):
+        for name in ("workers", "max_workers", "hang_s", "max_memory_bytes"):
             if given(name):
                 yield f"{name} ({origin[name]}) has no effect with executor = 'inline' ({origin['executor']})"
         if any(device != "cpu" for device in options.devices):
             yield f"devices {', '.join(options.devices)} need workers, and executor is 'inline' ({origin['executor']})"
+    if options.max_workers is not None and options.workers is not None and options.max_workers <= options.workers:
+        yield (
+            f"max_workers ({origin['max_workers']}) is {options.max_workers} and workers is {options.workers}; make it "
+            "larger, or remove it"
+        )
     if given("borrow_threads") and options.threads is not None:
         yield f"borrow_threads ({origin['borrow_threads']}) has no effect beside threads ({origin['threads']})"
     yield from _device_faults(options)

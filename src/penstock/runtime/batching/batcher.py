@@ -81,6 +81,10 @@ class Batcher:
         """Requests that wait for a worker."""
         return self._lanes.size
 
+    def waited_s(self) -> float:
+        """How long the request has waited that waits longest; 0 when none waits."""
+        return self._lanes.waited_s(time.monotonic())
+
     def set_executors(self, executors: Sequence[Executor | InlineExecutor]) -> None:
         """Replaces the places where batches run; what they hold already is still answered."""
         self._executors = list(executors)

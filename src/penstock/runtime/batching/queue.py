@@ -119,6 +119,10 @@ class Lanes:
         heads = [lane.items[0].since for lane in self._lanes.values()]
         return min(heads) + limits.delay_s if heads else None
 
+    def waited_s(self, now: float) -> float:
+        """How long the request has waited that waits longest; 0 when none waits."""
+        return max((now - lane.items[0].since for lane in self._lanes.values() if lane.items), default=0.0)
+
     def sweep(self, now: float) -> list[Waiting]:
         """Those whose deadline has passed, removed; those whose caller has left are removed silently."""
         expired: list[Waiting] = []

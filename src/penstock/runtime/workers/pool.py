@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from penstock.core.errors import LoadError, PenstockError
+from penstock.runtime.workers import elastic
 from penstock.runtime.workers.frame import LoadSpec
 from penstock.runtime.workers.process import WorkerProcess
 
@@ -67,6 +68,7 @@ class Pool:
         self._on_change = on_change
         self._seats = [_Seat() for _ in range(size)]
         self._tasks: set[asyncio.Task[None]] = set()
+        self._draining: set[asyncio.Task[None]] = set()  # the ends of processes that are needed no more
         self._closing = False
 
     @property
@@ -85,6 +87,50 @@ class Pool:
         self._sit(self._seats[0], worker)
         self._spawn(self._watch())
         return worker
+
+    def adapt(self, most: int, waited_s: Callable[[], float]) -> None:
+        """From now on there are as many processes as the load needs, from `size` to `most` (see `elastic`). `waited_s`
+        is how long the request has waited that waits longest."""
+        self._spawn(self._adapt(self.size, most, waited_s))
+
+    async def _adapt(self, least: int, most: int, waited_s: Callable[[], float]) -> None:
+        memory = elastic.Memory()
+        while True:
+            await asyncio.sleep(elastic.LOOK_S)
+            workers = self.workers
+            live = sum(1 for worker in workers if not worker.silent)
+            busy = sum(1 for worker in workers if worker.holds)
+            seen = elastic.Seen(time.monotonic(), self.size, live, busy, waited_s())
+            size, memory = elastic.decide(seen, least, most, memory)
+            if size != self.size:
+                log.info("workers_changed", extra={**self._fields(), "from": self.size, "to": size})
+                self._resize(size)
+
+    def _fields(self) -> dict[str, object]:
+        context = self._make_spec(0).context
+        return {"model": context.name, "version": context.version}
+
+    def _resize(self, size: int) -> None:
+        self.size = size
+        for index in range(len(self._seats), size):
+            self._seats.append(_Seat())
+            self._spawn(self._fill(index, 0.0))
+        leaving = self._seats[size:]
+        del self._seats[size:]
+        for worker in [seat.worker for seat in leaving]:
+            if worker is not None:  # it ends what it holds
+                task = asyncio.get_running_loop().create_task(worker.close(self._timeout_s + self._hang_s))
+                self._draining.add(task)
+                task.add_done_callback(self._draining.discard)
+        if leaving:
+            self._on_change()  # from now on they get nothing new
+
+    async def _end_draining(self, grace_s: float) -> None:
+        if self._draining:
+            await asyncio.wait(self._draining, timeout=grace_s)
+        for task in self._draining:
+            task.cancel()
+        await asyncio.gather(*self._draining, return_exceptions=True)
 
     def grow(self) -> None:
         """Fills the remaining seats in the background."""
@@ -112,11 +158,13 @@ class Pool:
         workers = self.workers
         for seat in self._seats:
             seat.worker = None
-        await asyncio.gather(*self._tasks, *(worker.close(grace_s) for worker in workers), return_exceptions=True)
+        closing = (self._end_draining(grace_s), *(worker.close(grace_s) for worker in workers))
+        await asyncio.gather(*self._tasks, *closing, return_exceptions=True)
 
     async def _launch(self, index: int) -> WorkerProcess:
+        seat = self._seats[index]
         worker = await WorkerProcess.start(self._make_spec(index), load_timeout_s=self._load_timeout_s)
-        worker.on_exit(lambda: self._died(index, worker))
+        worker.on_exit(lambda: self._died(index, seat, worker))
         worker.on_free(lambda: self.on_free())
         return worker
 
@@ -124,9 +172,8 @@ class Pool:
         seat.worker, seat.answered, seat.last_error = worker, worker.answered, ""
         seat.stopped, seat.down = 0, False
 
-    def _died(self, index: int, worker: WorkerProcess) -> None:
-        seat = self._seats[index]
-        if self._closing or seat.worker is not worker:
+    def _died(self, index: int, seat: _Seat, worker: WorkerProcess) -> None:
+        if self._closing or seat.worker is not worker or not self._has(index, seat):
             return
         seat.worker = None
         self._on_change()
@@ -142,12 +189,20 @@ class Pool:
         )
         self._spawn(self._fill(index, delay_s))
 
+    def _has(self, index: int, seat: _Seat) -> bool:
+        """Whether the seat is still one of the pool's: it has fewer when the load needs fewer."""
+        return index < len(self._seats) and self._seats[index] is seat
+
     async def _fill(self, index: int, delay_s: float) -> None:
-        """Tries until the seat has a warmed process."""
+        """Tries until the seat has a warmed process, or has gone."""
+        if index >= len(self._seats):
+            return
         seat = self._seats[index]
         failures = 0
         while not self._closing:
             await asyncio.sleep(delay_s)
+            if not self._has(index, seat):
+                return
             worker: WorkerProcess | None = None
             try:
                 worker = await self._launch(index)
@@ -171,6 +226,9 @@ class Pool:
                 if worker is not None:
                     await worker.close(0.0)
                 raise
+            if not self._has(index, seat):
+                await worker.close(0.0)
+                return
             self._sit(seat, worker)
             self._on_change()
             return
