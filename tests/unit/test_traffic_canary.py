@@ -319,7 +319,7 @@ def outcomes(canary: Behaviour, runs: int, requests: int, seed: int) -> list[Ver
     found: list[Verdict | None] = []
     for at in range(runs):
         arms = world(FINE, canary, seed + at)
-        options = QUICK | {"steps": [0.5], "step_s": 0}
+        options = QUICK | {"step_s": 0}
         decision, _ = run(arms, options, 1000, each=20)
         if decision.verdict is None:
             decision, _ = run(arms, options, requests, each=100)
