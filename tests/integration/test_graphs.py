@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +187,9 @@ def test_rewards_teach_a_router_and_fractions_are_kept(server: RunningServer, cl
     assert {"name": "learning", "level": "tensors"} in call(f"{server.http}/v1/graphs", method="GET").json["graphs"]
 
 
-async def test_p16c_two_hundred_at_once_through_small_queues_are_all_answered(server: RunningServer) -> None:
+async def test_p16c_two_hundred_at_once_through_small_queues_are_all_answered(
+    server: RunningServer, figure: Callable[..., None]
+) -> None:
     async with penstock.AsyncClient(server.http, retries=0, timeout_s=40) as client:
 
         async def one(number: int) -> None:
@@ -193,7 +197,10 @@ async def test_p16c_two_hundred_at_once_through_small_queues_are_all_answered(se
             for name in ("a", "b", "c"):
                 np.testing.assert_array_equal(found[name], [[number, 0.5]])
 
+        began = time.monotonic()
         await asyncio.gather(*(one(number) for number in range(200)))
+    name = "200 requests at once through a fan-out of models with queues of 3: all answered after"
+    figure("P16c", name, time.monotonic() - began, "s", goal="all")
 
 
 async def test_steps_stop_when_the_caller_leaves(server: RunningServer) -> None:
@@ -207,6 +214,52 @@ async def test_steps_stop_when_the_caller_leaves(server: RunningServer) -> None:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.4)  # longer than the first nap, after which the second would begin
         assert (await client.statistics("sleepy"))[0].inference_count - before <= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_routers_learned_outlasts_the_server(tmp_path: Path, number: int) -> None:
+    (tmp_path / "learning.yaml").write_text(GRAPHS["learning"])
+    state = tmp_path / "learned.json"
+    graph = {"path": str(tmp_path / "learning.yaml"), "options": {"state": str(state)}}
+    models = {"double": f"{MODELS}:double", "add_one": f"{MODELS}:add_one", "learning": graph}
+    for place in ("first", "second"):
+        (tmp_path / place).mkdir()
+    running = start(tmp_path / "first", models)
+    try:
+        for reward in (0.25, 0.5):
+            told = call(f"{running.http}/v1/graphs/learning/feedback", {"route": "root=1", "reward": reward})
+            assert told.json == {"learned": 1}
+        deadline = time.monotonic() + 10
+        while b"0.75" not in (state.read_bytes() if state.exists() else b"") and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        running.stop(number)
+    again = start(tmp_path / "second", models)
+    try:
+        known = call(f"{again.http}/v1/graphs/learning/routers", method="GET").json["routers"]["root"]
+        assert (known[1]["trials"], known[1]["rewards"]) == (2.0, 0.75)
+        assert call(f"{again.http}/v1/graphs/learning", {"inputs": {"x": [[5, 5]]}}).json["route"] == "root=1"
+    finally:
+        again.stop()
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_graph_is_ready_while_its_models_are(tmp_path: Path) -> None:
+    (tmp_path / "chain.yaml").write_text(GRAPHS["chain"])
+    (tmp_path / "server").mkdir()
+    models = {"double": f"{MODELS}:double", "total": f"{MODELS}:total", "chain": str(tmp_path / "chain.yaml")}
+    running = start(tmp_path / "server", models)
+    try:
+        with penstock.Client(running.http, retries=0) as client:
+            assert client.ready("chain")
+            os.kill(int(str(client.statistics("total")[0].workers[0]["pid"])), signal.SIGKILL)
+            states = set()
+            deadline = time.monotonic() + 15
+            while (len(states) < 2 or not client.ready("chain")) and time.monotonic() < deadline:
+                states.add(client.ready("chain"))
+            assert states == {True, False} and ask(client, "chain", [1, 2])["total"] == [6]
+    finally:
+        running.stop()
 
 
 # --- other endpoints ---
@@ -259,16 +312,17 @@ BROKEN = [
     ({"a": "sequence: [{model: b}]", "b": "sequence: [{model: a}]"}, "ask each other in a circle"),
     ({"a": "sequence: [{model: a}]"}, "a → a"),
     ({"wrong": 'inputs: {x: "f4[n, 2]"}\nsequence: [{model: double}]'}, "its input 'x' is FP64, and 'x' is FP32"),
+    ({"odd": "sequence: [{model: double}]"}, "no option 'colour'"),
     ({"away": "sequence: [{model: double, version: 9}]"}, "has no version 9"),
 ]
 
 
 @pytest.mark.parametrize(("graphs", "why"), BROKEN)
 def test_a_graph_that_cannot_work_does_not_load(graphs: dict[str, str], why: str, tmp_path: Path) -> None:
-    models = {"double": f"{MODELS}:double"}
+    models: dict[str, Any] = {"double": f"{MODELS}:double"}
     for name, text in graphs.items():
         (tmp_path / f"{name}.yaml").write_text(f"kind: Graph\n{text}\n")
-        models[name] = str(tmp_path / f"{name}.yaml")
+        models[name] = {"path": str(tmp_path / f"{name}.yaml"), "options": {"colour": "blue"} if name == "odd" else {}}
     (tmp_path / "server").mkdir()
     with pytest.raises(RuntimeError) as caught:
         start(tmp_path / "server", models).stop()

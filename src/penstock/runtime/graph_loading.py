@@ -22,12 +22,15 @@ from penstock.runtime.artifact import Snapshot, artifact_sha256
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.disk import from_disk
+from penstock.runtime.frameworks import check_options
 from penstock.runtime.graphs import files
 from penstock.runtime.graphs.calling import Calls
 from penstock.runtime.graphs.contract import GraphCheck, body_signature
 from penstock.runtime.graphs.executor import GraphExecutor
 from penstock.runtime.graphs.remote import Remote
 from penstock.runtime.version import LoadedVersion
+
+OPTIONS = ("state",)  # the file in which a graph's routers keep what they learned
 
 # Changes are announced; those before the server listens for them are found at the next look.
 _LOOK_S = 0.25
@@ -50,6 +53,7 @@ async def bring_up(loaded: LoadedVersion, door: Door) -> None:
     graph = await from_disk(_read, loaded.path, loaded.name)
     if faults := validate.problems(graph):
         raise LoadError("; ".join(faults))
+    check_options(options.options, OPTIONS, files.ADAPTER)
     environ = config.environment()
     remote = Remote(environ.get("PENSTOCK_ENDPOINTS_URL", ""), environ.get("PENSTOCK_ENDPOINTS_KEY", ""))
     here = await _services(graph, door, remote)
@@ -67,7 +71,14 @@ async def bring_up(loaded: LoadedVersion, door: Door) -> None:
     signature = _tensor_signature(graph, signature_of) if graph.level == TENSORS else body_signature(graph)
     loaded.signature = signature
     loaded.check = GraphCheck(signature)
-    loaded.graph = GraphExecutor(graph, signature, Calls(door, remote, frozenset(here)))
+    state = str(options.options.get("state", ""))
+    loaded.graph = await from_disk(
+        GraphExecutor,
+        graph,
+        signature,
+        Calls(door, remote, frozenset(here)),
+        Path(state).expanduser() if state else None,
+    )
     loaded.batcher = Batcher(
         loaded.name,
         str(loaded.number),
@@ -85,6 +96,10 @@ async def bring_up(loaded: LoadedVersion, door: Door) -> None:
 
 def _read(path: Path, name: str) -> Graph:
     return files.read(path, name)
+
+
+def _executor(graph: Graph, signature: Signature, calls: Calls, state: str) -> GraphExecutor:
+    return GraphExecutor(graph, signature, calls, Path(state).expanduser() if state else None)
 
 
 async def _services(graph: Graph, door: Door, remote: Remote) -> set[str]:

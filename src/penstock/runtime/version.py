@@ -87,8 +87,9 @@ class LoadedVersion:
     def answers(self) -> bool:
         """Whether it computes now, or will for the next request. Without a worker it holds requests, inside their
         deadlines, until it has one."""
-        computes = self.inline is not None or self.graph is not None
-        return self.resting or computes or (self.pool is not None and self.pool.answers)
+        if self.graph is not None:
+            return self.graph.answers
+        return self.resting or self.inline is not None or (self.pool is not None and self.pool.answers)
 
     @property
     def timeout_s(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from penstock.core.errors import InvalidInput
 from penstock.graphs import bandit
@@ -18,6 +18,7 @@ class Bandits:
         self.ways: dict[str, list[Way]] = {
             name: [Way() for _ in node.steps] for name, node in graph.nodes.items() if node.bandit is not None
         }
+        self.on_learned: Callable[[], None] = lambda: None
         seeds = [node.bandit.seed for node in graph.nodes.values() if node.bandit and node.bandit.seed is not None]
         self.random = random.Random(seeds[0]) if seeds else random.SystemRandom()
 
@@ -44,6 +45,8 @@ class Bandits:
                 raise InvalidInput(f"router {name!r} has no way {index}; it has {len(self.ways[name])}")
         for name, index in known.items():
             bandit.learn(self.ways[name], index, reward, trials)
+        if known:
+            self.on_learned()
         return len(known)
 
     def state(self) -> dict[str, list[dict[str, float]]]:

@@ -14,7 +14,7 @@ from penstock.core.errors import DeadlineExceeded, NotFound, NotReady, Overloade
 from penstock.core.messages import Request, Response
 from penstock.core.servable import Signature
 from penstock.core.tensor import Array
-from penstock.graphs.definition import ENDPOINT, MODEL, SERVICE, URL, Step, Target
+from penstock.graphs.definition import ENDPOINT, MODEL, SERVICE, URL, Graph, Step, Target
 from penstock.runtime.graphs.journey import Journey
 from penstock.runtime.graphs.remote import Remote
 
@@ -37,6 +37,22 @@ class Calls:
     def local(self, target: Target) -> bool:
         """Whether the target is a model of this server."""
         return target.kind == MODEL or (target.kind == SERVICE and target.name in self._here)
+
+    def ready(self, graph: Graph) -> bool:
+        """Whether every model of this server that the graph asks computes now."""
+        try:
+            return all(
+                self.models.model_ready(step.target.name, step.target.version)
+                for _, step in graph.calls()
+                if self.local(step.target)
+            )
+        except NotFound:
+            return False
+
+    def forget(self, target: Target) -> None:
+        """Has another endpoint tell anew what it takes: it may have been replaced by one of other types."""
+        if target.kind in (ENDPOINT, SERVICE) and not self.local(target):
+            self.remote.forget(self.url(target))
 
     async def step(self, journey: Journey, step: Step, ask: Callable[[Journey], Awaitable[T]]) -> T:
         """What `ask` gives, tried as often as the step says, within its time.

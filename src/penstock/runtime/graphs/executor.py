@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -20,10 +21,12 @@ from penstock.core.trace import RequestTrace, leading
 from penstock.graphs.definition import (
     Graph,
 )
+from penstock.runtime.graphs import learned
 from penstock.runtime.graphs.bandits import Bandits
 from penstock.runtime.graphs.calling import Calls
 from penstock.runtime.graphs.contract import read_feedback
 from penstock.runtime.graphs.journey import Journey
+from penstock.runtime.graphs.learned import Keeper
 from penstock.runtime.graphs.remote import Remote
 from penstock.runtime.graphs.tensors import TensorRunner
 from penstock.runtime.workers import Batch, BatchResult, Done
@@ -43,11 +46,20 @@ class Runner(Protocol):
 class GraphExecutor:
     """Runs one graph's requests, `signature.concurrency` of them at once."""
 
-    def __init__(self, graph: Graph, signature: Signature, calls: Calls) -> None:
-        """Takes `calls` over, and closes what it opened."""
+    def __init__(self, graph: Graph, signature: Signature, calls: Calls, state: Path | None = None) -> None:
+        """Takes `calls` over, and closes what it opened. `state` is the file of what its routers learn.
+
+        Raises:
+            LoadError: there is such a file, and it cannot be read.
+        """
         self.signature = signature
         self.graph = graph
         self.bandits = Bandits(graph)
+        self._keeper: Keeper | None = None
+        if state is not None:
+            learned.read(state, self.bandits.ways)
+            self._keeper = Keeper(state, self.bandits.state)
+            self.bandits.on_learned = self._keeper.note
         self.batches = 0
         self._calls = calls
         self._remote: Remote = calls.remote
@@ -59,6 +71,11 @@ class GraphExecutor:
     @property
     def free_slots(self) -> int:
         return 0 if self._closed else self.signature.concurrency - len(self._tasks)
+
+    @property
+    def answers(self) -> bool:
+        """Whether every model that it asks here computes now."""
+        return not self._closed and self._calls.ready(self.graph)
 
     def run(self, batch: Batch, done: Done) -> int:
         """See `Executor.run`. A batch is one request: what joins requests is the queues of the models behind."""
@@ -95,6 +112,8 @@ class GraphExecutor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._remote.close()
+        if self._keeper is not None:
+            await self._keeper.settled()
 
     async def _answer(self, batch: Batch) -> BatchResult:
         began = time.monotonic()
@@ -121,10 +140,8 @@ class GraphExecutor:
     def _learn(self, operation: str, inputs: Tensors, began: float) -> BatchResult:
         """Feedback, or what was learned so far, as a JSON body."""
         if operation == FEEDBACK:
-            learned = 0
-            for routes, reward in read_feedback(inputs.get("body")):
-                learned += self.bandits.learn(routes, reward)
-            document: object = {"learned": learned}
+            told = sum(self.bandits.learn(routes, reward) for routes, reward in read_feedback(inputs.get("body")))
+            document: object = {"learned": told}
         elif operation == STATE:
             document = {"routers": self.bandits.state()}
         else:

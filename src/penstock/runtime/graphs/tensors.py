@@ -114,7 +114,11 @@ class TensorRunner:
 
     async def _ask(self, step: Step, values: Values, journey: Journey) -> dict[str, Array]:
         signature = None if step.inputs else await self._calls.signature(journey, step.target)
-        outputs = await self._calls.infer(journey, step.target, self._inputs(step, values, signature))
+        try:
+            outputs = await self._calls.infer(journey, step.target, self._inputs(step, values, signature))
+        except InvalidInput:
+            self._calls.forget(step.target)
+            raise
         if not step.outputs:
             return dict(outputs)
         for tensor in step.outputs:
