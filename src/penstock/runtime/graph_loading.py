@@ -71,14 +71,8 @@ async def bring_up(loaded: LoadedVersion, door: Door) -> None:
     signature = _tensor_signature(graph, signature_of) if graph.level == TENSORS else body_signature(graph)
     loaded.signature = signature
     loaded.check = GraphCheck(signature)
-    state = str(options.options.get("state", ""))
-    loaded.graph = await from_disk(
-        GraphExecutor,
-        graph,
-        signature,
-        Calls(door, remote, frozenset(here)),
-        Path(state).expanduser() if state else None,
-    )
+    calls = Calls(door, remote, frozenset(here))
+    loaded.graph = await from_disk(_executor, graph, signature, calls, str(options.options.get("state", "")))
     loaded.batcher = Batcher(
         loaded.name,
         str(loaded.number),
