@@ -289,6 +289,43 @@ def test_steps_may_be_other_endpoints_with_trace_key_and_deadline(
             client.infer("Pipeline", {"x": np.array([[1.0, 2.0, 3.0]])})
 
 
+def test_calls_elsewhere_carry_trace_deadline_and_the_key_only_to_endpoints(
+    shared_server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with steps() as endpoints, steps() as other:
+        monkeypatch.setenv("PENSTOCK_ENDPOINTS_URL", endpoints.url)
+        monkeypatch.setenv("PENSTOCK_ENDPOINTS_KEY", "the platform's key")
+        for behind in (endpoints, other):
+            for model, output, shape in (("double", "y", [1, 2]), ("total", "total", [1])):
+                tensor = {
+                    "name": output,
+                    "datatype": "FP64",
+                    "shape": shape,
+                    "data": [6.0] * (1 if shape == [1] else 2),
+                }
+                behind.answers[f"/v2/models/{model}/infer"] = say({"outputs": [tensor]})
+        (tmp_path / "far.yaml").write_text(
+            HEAD + "sequence:\n  - {endpoint: double, inputs: {x: x}}\n"
+            f"  - {{name: other, url: '{other.url}/v2/models/total', inputs: {{x: y}}}}\n"
+        )
+        running = shared_server({"far": str(tmp_path / "far.yaml"), "Pipeline": f"{MODELS}:Pipeline"})
+        headers = {"traceparent": parent, "Penstock-Timeout-Ms": "5000", "Content-Type": "application/json"}
+        tensor = {"name": "x", "datatype": "FP64", "shape": [1, 2], "data": [1, 2]}
+        for model in ("far", "Pipeline"):
+            answer = call(f"{running.http}/v2/models/{model}/infer", {"inputs": [tensor]}, headers=headers)
+            assert answer.status == 200, answer.body
+        asked = [*endpoints.asked, *other.asked]
+        assert [each.path for each in asked] == [
+            f"/v2/models/{m}/infer" for m in ("double", "double", "total", "total")
+        ]
+        for each in asked:
+            assert each.headers["traceparent"][:35] == parent[:35]
+            assert 0 < float(each.headers["penstock-timeout-ms"]) <= 5000
+        assert {each.headers["authorization"] for each in endpoints.asked} == {"Bearer the platform's key"}
+        assert all("authorization" not in each.headers for each in other.asked)
+
+
 def test_a_step_is_tried_again_as_often_as_it_says(shared_server: ServerFactory, tmp_path: Path) -> None:
     replies = [say({"error": "busy"}, 503), say({"error": "busy"}, 503), say({"outputs": [
         {"name": "y", "datatype": "FP64", "shape": [1], "data": [7.0]}]})]  # fmt: skip
