@@ -220,8 +220,8 @@ async def test_process_that_got_a_replicas_number_is_neither_adopted_nor_killed(
 async def test_replica_whose_start_nobody_saw_is_ended(replicas: Fleet) -> None:
     """Its controller died between the start of the process and the record of it."""
     await replicas.start("one", "double")
-    kept = _record(replicas, "one")
     driver = await replicas.next()
+    kept = _record(replicas, "one")
     kept.pid, kept.http, kept.ready_at = None, "", None
     record.write(replicas.settings.folder / "replicas" / "one", kept)
     assert not await driver.adopt()

@@ -118,7 +118,7 @@ class Local:
         if life is None or life.state is ReplicaState.FAILED:
             return
         files = await self._in_thread(life.files)
-        life.stop(grace_s)
+        await life.stop(grace_s)
         if not any(one.alive and one.record.stop_by is None for one in self._of(life.record.deployment)):
             self._pages.keep(life.record.deployment, files)
 
@@ -153,7 +153,8 @@ class Local:
             await asyncio.gather(self._tending, return_exceptions=True)
         await asyncio.gather(*(life.close() for life in self._lives.values()))
         await self._pages.close()
-        self._threads.shutdown(wait=False)
+        # What is being started is started and written down, for the next controller.
+        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
     @property
     def _replicas(self) -> Path:

@@ -95,8 +95,9 @@ class Life:
         else:
             self._spawn(self._come_up())
 
-    def stop(self, grace_s: float) -> None:
-        """Asks it to stop, and sees to it that it does within `grace_s`. A second call may only shorten the time."""
+    async def stop(self, grace_s: float) -> None:
+        """Asks it to stop, and sees to it that it does within `grace_s`. A second call may only shorten the time. From
+        the return on, a next controller knows of it too."""
         if self.ended.is_set() or self.state is ReplicaState.FAILED:
             return
         by = time.monotonic() + grace_s  # the same clock for all processes since boot
@@ -105,6 +106,8 @@ class Life:
         self._kill_at.set()
         if first:
             self._set(ReplicaState.DRAINING)
+        await self._write()
+        if first:
             self._spawn(self._stop())
 
     async def close(self) -> None:
@@ -218,7 +221,6 @@ class Life:
                 await asyncio.wait_for(self._died.wait(), _PROBE_S)
 
     async def _stop(self, adopted: bool = False) -> None:
-        await self._write()
         await self._begun.wait()
         # A second SIGTERM would cut what is in flight. Whether a controller that died had sent one, its replica knows.
         if not adopted or not self.record.http or await health.ready(self.record.http, _PROBE_TIMEOUT_S):
@@ -319,6 +321,8 @@ class Life:
     async def _write(self) -> None:
         try:
             await self._in_thread(record.write, self.folder, self.record)
+        except FileNotFoundError:
+            pass  # it has not begun
         except OSError as error:  # it runs all the same; only a next controller would know less of it
             log.warning("replica_not_recorded", extra={**self._fields, "error": error.strerror})
 
