@@ -37,6 +37,7 @@ class Fleet(RuleBasedStateMachine):
         )
         self.fleet = MemoryFleet(self.folder)
         self.versions = [0]
+        self.phases: dict[int, Phase] = {}  # at the last look
         self.taken_out = False  # a person took an arm out since the last look
         self.after: tuple[float, ...] = ()  # looks after each change; none at the start
 
@@ -147,7 +148,7 @@ class Fleet(RuleBasedStateMachine):
 
     def look(self, seconds: float) -> None:
         fleet = self.fleet
-        phases = {one.number: one.phase for one in fleet.record().state.revisions}
+        phases = self.phases
         ready = len(self.serving_replicas())
         switching = fleet.record().switch_to is not None
         self.run(fleet.step(seconds))
@@ -157,6 +158,7 @@ class Fleet(RuleBasedStateMachine):
             revision = after.find(number)
             assert revision is not None
             assert revision.phase is not Phase.FAILED
+        self.phases = {one.number: one.phase for one in after.state.revisions}
         failed = any(
             one.phase is Phase.FAILED and phases.get(one.number) is not Phase.FAILED for one in after.state.revisions
         )

@@ -44,7 +44,7 @@ def plan(view: View, now: float) -> list[Action]:
     """What to do now, in order; [] when nothing is to be done. Doing it twice does no harm."""
     if view.record.state.deleting:
         return _delete(view)
-    for changes in (_failures, _transition, _arms):
+    for changes in (_transition, _arms, _failures):  # what is ready in time has not failed, however late we look
         if stored := list(changes(view, now)):
             return stored
     return [*_forget(view), *_replicas(view, now)]
@@ -86,7 +86,9 @@ def _failures(view: View, now: float) -> Iterator[Action]:
             trouble = view.troubles.get(number)
             if trouble is not None and trouble.count > CRASHES_ALLOWED:
                 yield SetPhase(number, Phase.FAILED, f"{trouble.count} replicas failed; the last: {trouble.reason}")
-            elif number in view.prepared and now - _progress_at(view, revision) > wish.rollout.ready_timeout_s:
+            elif (number in view.prepared or view.present(number)) and now - _progress_at(
+                view, revision
+            ) > wish.rollout.ready_timeout_s:
                 yield SetPhase(number, Phase.FAILED, _not_ready(view, number, wish.rollout.ready_timeout_s))
 
 

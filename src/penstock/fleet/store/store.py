@@ -202,13 +202,16 @@ class Store:
             experiment = record.state.experiment
             if revision is None or revision.phase not in MEMBERS:
                 raise InvalidInput(f"revision {number} of {name} does not run")
-            others = [arm for arm in (experiment.arms if experiment else ()) if arm != number]
+            alive = {one.number for one in record.members if one.number != number}
+            others = [arm for arm in (experiment.arms if experiment else ()) if arm in alive]
             if not others:
                 raise InvalidInput(
                     f"revision {number} is the only one of {name} that serves; delete the deployment, or roll back"
                 )
             phase = Phase.FAILED if failed else Phase.RETIRED
             rows.set_phase(connection, name, number, phase, reason, now)
+            if experiment is not None and number in experiment.arms:  # at once, so that there is always a stable one
+                rows.begin(connection, record, others, others[0], now, reason)
             if number == record.revision and not failed:
                 keep = record.find(others[0])
                 assert keep is not None
