@@ -108,6 +108,9 @@ def test_a_model_is_deployed_called_updated_and_rolled_back_without_an_error(fle
     assert status == 200, body
     assert headers["penstock-revision"] == "1"
     with callers(running.http) as outcomes:
+        arm = until(lambda: next(one for one in running.fleet.status("digits").arms if one.requests > 50), "statistics")
+        assert arm.p50_ms is not None
+        assert arm.p50_ms > 0.1, "the first bucket: the clock is too coarse"
         penstock(running, "deploy", "digits", TWO)
         settled(running, "digits", 2)
         before = time.monotonic()

@@ -53,7 +53,7 @@ class HttpFront:
         self.hooks = hooks
         self.options = options or HttpOptions()
         self.loop = asyncio.get_running_loop()
-        self.clock = self.loop.time
+        self.clock = balancer.clock
         self.now = self.clock()  # as of the last tick
         self.heads = HeadReader(self.options.max_header_bytes, self.options.max_headers)
         self.answers = AnswerReader()

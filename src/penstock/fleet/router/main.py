@@ -125,7 +125,8 @@ class Router:
         self._closed = not options.allow_anonymous and not is_loopback(options.host)
         self.hooks = Hooks(Tenants(now=time.time()))
         self.hooks.tenants.required = self._closed
-        self.balancer = Balancer(loop.time, loop.call_later)
+        # Not the loop's clock: uvloop's shows whole milliseconds, which is more than many answers take.
+        self.balancer = Balancer(time.monotonic, loop.call_later)
         self.front = HttpFront(self.balancer, self.hooks)
         self.balancer.on_gone = self.front.forget
         self._control = Control(options.state)
