@@ -39,6 +39,12 @@ def test_window_average_is_the_plain_average_of_seconds(by_second, later, window
     assert math.isclose(got, naive_average(by_second, now, window), abs_tol=2e-6)
 
 
+@given(st.lists(st.floats(-0.4, 0.4), min_size=80, max_size=80), st.sampled_from([6.0, 60.0]), st.floats(0, 0.9))
+def test_ticks_that_come_early_or_late_change_no_average(jitter, window, late):
+    samples = [(at + shift, 4.0) for at, shift in enumerate(jitter)]
+    assert knative.window_average(samples, samples[-1][0] + late, window) == 4.0
+
+
 @given(values, values, st.integers(1, 20), st.sampled_from([concurrency.plug, rps.plug]))
 def test_more_load_never_means_fewer_replicas(low, more, ready, plug):
     count = min(len(low), len(more))

@@ -132,7 +132,7 @@ def recent(options: Options, samples: Sequence[Any]) -> Sequence[Any]:
 
 
 def window_average(samples: Sequence[Sample], now: float, window_s: float) -> float | None:
-    """The average over the window that ends now, in buckets of a second. None: nothing came for longer than a window.
+    """The average over the window that ends now, by seconds. None: nothing came for longer than a window.
 
     A second without a sample between two samples counts as 0. Seconds before the first sample, and those after the last
     one, are left out. When nothing came for a whole window, what was before is forgotten.
@@ -140,24 +140,24 @@ def window_average(samples: Sequence[Sample], now: float, window_s: float) -> fl
     buckets = math.ceil(window_s)
     if not samples:
         return None
-    last = math.floor(samples[-1][0])
-    silent = max(0, math.floor(now) - last)
+    later, total = samples[-1]
+    silent = max(0, math.floor(now - later))
     if silent > window_s:
         return None
     if silent >= buckets:
         return 0.0
-    first, total = last, 0.0
-    end = last + silent
-    for at, value in reversed(samples):
-        bucket = math.floor(at)
-        if first - bucket >= window_s:
+    age = 0  # of the sample, in seconds before the last one; ticks come a little early or late, and each is a second
+    count = buckets - silent
+    for at, value in reversed(samples[:-1]):
+        gap = max(1, math.floor(later - at + 0.1))
+        if gap >= window_s:
+            count = age + 1
             break
-        first = min(first, bucket)
-        if bucket <= end - buckets:
+        age, later = age + gap, at
+        if age >= count:
             break
         total += value
-    count = min(last - first + 1, buckets - silent)
-    return math.floor(total / count * PRECISION) / PRECISION
+    return math.floor(total / min(count, age + 1) * PRECISION) / PRECISION
 
 
 def _panic(

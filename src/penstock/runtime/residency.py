@@ -104,6 +104,8 @@ class Residency:
         if number is not None:
             del self._entries[number]
             version.batcher.on_starved = None
+            if number in self._waking:
+                self._waking[number].cancel()  # what it has loaded by now is given back
 
     async def close(self) -> None:
         """Stops waking, and returns when what was under way has ended."""
