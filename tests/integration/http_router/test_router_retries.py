@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from router_harness import Replica, Request, dies, echo, endpoint, post, replicas, rig, says, silent, until
+from router_harness import Replica, Request, chunked, dies, echo, endpoint, post, replicas, rig, says, silent, until
 
 from penstock.core.errors import InvalidInput
 from penstock.fleet.router.hooks import Answer, Decision, Headers
@@ -107,6 +107,19 @@ async def test_a_hedge_overtakes_a_replica_that_dawdles() -> None:
             assert (await router.ask(post(b"abc"))).body == b"abc"
         assert one.seen
         await until(lambda: one.open == 0, "the slower one is told that nobody waits")
+
+
+async def test_a_body_that_streams_is_never_sent_a_second_time() -> None:
+    async def slowly(request: Request, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05)
+        await echo(request, writer)
+
+    async with replicas(Replica(slowly, "a"), Replica(slowly, "b")) as (one, two), rig() as router:
+        router.follow(endpoint(one, two, requests=Requests(idempotent=True, hedge_after_s=0.01, retry_budget=1.0)))
+        body = b"x" * 3_000_000
+        for data in (post(body), chunked([body[:50_000]] * 60)):
+            assert (await router.ask(data)).body == body
+        assert len(one.seen) + len(two.seen) == 2
 
 
 async def test_a_hedge_saves_a_request_whose_first_replica_dies() -> None:

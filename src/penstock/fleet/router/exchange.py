@@ -16,16 +16,13 @@ until then.
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 from penstock.core.errors import DeadlineExceeded, PenstockError, WorkerLost
+from penstock.fleet.router.beside import Beside
 from penstock.fleet.router.chunked import LAST, chunk
-from penstock.fleet.router.hooks import Answer, Decision
 from penstock.fleet.router.lanes import Waiter
-from penstock.fleet.router.mirroring import Copy
-from penstock.fleet.router.plan import Plan, timeout_line
-from penstock.fleet.router.sticky import user_key
+from penstock.fleet.router.plan import Plan, first_part, whole_request
 
 if TYPE_CHECKING:
     import asyncio
@@ -45,7 +42,7 @@ class Exchange:
     """Made when a request is whole, or with the first part of a large one. All on the loop's thread."""
 
     __slots__ = (
-        "_answering", "_began", "_body", "_chunked", "_client", "_connection", "_copy", "_deadline", "_decision",
+        "_answering", "_began", "_beside", "_body", "_chunked", "_client", "_connection", "_deadline",
         "_front", "_hedge", "_hedge_timer", "_index", "_pending", "_plan", "_request", "_service", "_session", "_slot",
         "_started", "_streams", "_tenant", "_tries", "_upload_over", "_waiter", "_weight", "head_only", "over",
     )  # fmt: skip
@@ -73,8 +70,7 @@ class Exchange:
         self._waiter: Waiter | None = None
         self._index: int | None = None
         self._session: bytes | None = None
-        self._decision: Decision | None = None
-        self._copy: Copy | None = None
+        self._beside: Beside | None = None
         self._hedge_timer: asyncio.TimerHandle | None = None
         self._tries = 0
         self._upload_over = not streams
@@ -95,7 +91,9 @@ class Exchange:
         if plan.plain:
             self._index = 0 if service.single else front.balancer.draw(service)
         else:
-            self._choose()
+            body = b"" if self._streams else self._body
+            self._beside = Beside(front, self._request, plan, body, self._began)
+            self._index, self._session = self._beside.index, self._beside.session
         upstream = front.balancer.acquire(service, self._index, now, self._session)
         if upstream is not None:
             self._send(upstream)
@@ -111,7 +109,7 @@ class Exchange:
         if connection is None:
             self._body += data
         else:
-            connection.write(self._framed(data))
+            connection.write(chunk([data]) if self._request.chunked else data)
         if connection is None or connection.paused:
             self._client.hold_upload()
 
@@ -123,22 +121,6 @@ class Exchange:
             connection.uploading = False
             if self._request.chunked:
                 connection.write(LAST)
-
-    def _choose(self) -> None:
-        """The arm and the session, where that takes a look at the headers."""
-        front, endpoint = self._front, self._service.endpoint
-        headers = self._request.headers()
-        decisions = front.hooks.decisions if self._plan.counted else None
-        if decisions is not None and (endpoint.logged or endpoint.contextual or endpoint.sticky):
-            body = b"" if self._streams else self._body
-            if self._service.drawable:
-                self._decision = decisions.decide(endpoint, headers, body, random.random())
-                self._index = self._decision.arm
-        elif endpoint.arms:
-            self._index = front.balancer.draw(self._service)
-        affinity = endpoint.requests.affinity
-        if affinity is not None:
-            self._session = user_key(affinity, headers).encode("latin-1", "replace") or None
 
     def _wait(self, now: float, *, again: bool = False) -> None:
         waiter = Waiter(self, self._index, self._session, self._tenant, self._weight, self._deadline, now)
@@ -180,8 +162,8 @@ class Exchange:
     def unreachable(self, upstream: Upstream, hedge: bool) -> None:
         """The replica refused the connection: nothing was sent. Its place was given back."""
         self._pending -= 1
-        if self.over or self._started or hedge or self._connection is not None:
-            return
+        if self.over or self._started or self._connection or self._hedge or self._pending:
+            return  # another try is under way
         self._again(upstream)
 
     def _use(self, connection: UpstreamConnection, *, hedge: bool) -> None:
@@ -191,47 +173,22 @@ class Exchange:
         else:
             self._connection = connection
         self._tries += 1
-        body = self._body
         left_s = self._deadline - front.clock()
         if self._streams:
-            framing = (
-                b"Transfer-Encoding: chunked\r\n" if request.chunked else b"Content-Length: %d\r\n" % request.length
-            )
-            data = b"%b%b%b\r\n%b" % (plan.start, framing, timeout_line(left_s), self._framed(body))
+            over = self._upload_over
+            connection.uploading = not over
+            connection.send(self, first_part(plan, request, self._body, left_s, over))
             self._body = b""
-            connection.uploading = not self._upload_over
-            if self._upload_over and request.chunked:
-                data += LAST
-            connection.send(self, data)
             if not connection.paused:
                 self._client.continue_upload()
-            if not plan.plain:
-                self._beside(connection)
-            return
-        if request.chunked:  # it came in whole: it has a length now
-            framing = b"Content-Length: %d\r\n" % len(body)
-            connection.send(self, b"%b%b%b\r\n%b" % (plan.start, framing, timeout_line(left_s), body))
-        elif plan.timeout_s - left_s < 0.002:
-            connection.send(self, plan.ready + body if body else plan.ready)
         else:
-            length = b"" if request.length is None else b"Content-Length: %d\r\n" % request.length
-            connection.send(self, b"%b%b%b\r\n%b" % (plan.start, length, timeout_line(left_s), body))
-        if not plan.plain and not hedge:
-            self._beside(connection)
-
-    def _beside(self, connection: UpstreamConnection) -> None:
-        """What goes beside the first try: a copy for a shadow, and soon perhaps a hedge."""
-        front, endpoint = self._front, self._service.endpoint
-        mirror = front.hooks.mirror
-        copied = endpoint.shadow is not None and self._plan.counted
-        if copied and mirror is not None and self._copy is None and self._tries == 1:
-            if self._streams:
-                mirror.skip(endpoint, "too_large")
-            elif mirror.wants(endpoint, random.random()):
-                self._copy = Copy.begin(front, mirror, self._service, self._request, self._plan, self._body)
-        after_s = endpoint.requests.hedge_after_s
-        if after_s is not None and self._plan.repeatable and self._hedge_timer is None:
-            self._hedge_timer = front.loop.call_later(after_s, self._send_hedge)
+            connection.send(self, whole_request(plan, request, self._body, left_s))
+        if self._beside is not None and not hedge:
+            if self._tries == 1:
+                self._beside.sent(None if self._streams else self._body)
+            after_s = self._service.endpoint.requests.hedge_after_s
+            if after_s is not None and plan.repeatable and not self._streams and self._hedge_timer is None:
+                self._hedge_timer = front.loop.call_later(after_s, self._send_hedge)
 
     def _send_hedge(self) -> None:
         """Asks a second replica: the first one has not answered in time."""
@@ -246,9 +203,6 @@ class Exchange:
         if upstream is not None:
             first.lane.tally.retries += 1
             self._send(upstream, hedge=True)
-
-    def _framed(self, data: bytes) -> bytes:
-        return chunk([data]) if self._request.chunked else data
 
     # --- trying again ---------------------------------------------------------------------------------------------
 
@@ -301,8 +255,10 @@ class Exchange:
         upstream = connection.upstream
         lane = upstream.lane
         more = lane.stamp
-        if not self._plan.plain:
-            more = self._settle(connection, more)
+        beside = self._beside
+        if beside is not None:
+            self._settle(connection)
+            more = beside.stamp(lane)
         if self.head_only or head.bodiless:
             length = b"" if head.length is None else b"Content-Length: %d\r\n" % head.length
         else:
@@ -316,13 +272,15 @@ class Exchange:
         if upstream.failures:
             front.balancer.succeeded(upstream)
         lane.tally.add(head.status, now - self._began, counted=self._plan.counted)
-        if not self._plan.plain:
-            self._learn(connection, head, body, now)
+        if beside is not None:
+            beside.whole(head, body, lane.revision, now)
 
     def head(self, connection: UpstreamConnection, head: AnswerHead) -> None:
         """The head of a longer answer."""
-        more = self._settle(connection, connection.upstream.lane.stamp)
+        self._settle(connection)
         self._connection = connection
+        lane = connection.upstream.lane
+        more = lane.stamp if self._beside is None else self._beside.stamp(lane)
         self._started = True
         self._answering = head.status
         request = self._request
@@ -333,16 +291,16 @@ class Exchange:
         else:
             framing = b"Transfer-Encoding: chunked\r\n"
             self._chunked = True
-        if self._copy is not None:
-            self._copy.live_begins(head)
+        if self._beside is not None:
+            self._beside.begins(head)
         self._client.start(b"%b%b%b" % (head.start, framing, more), request, ends_with_connection=not framing)
         if connection.upstream.failures:
             self._front.balancer.succeeded(connection.upstream)
 
     def pieces(self, connection: UpstreamConnection, pieces: list[bytes]) -> None:
         """More of the answer's body."""
-        if self._copy is not None:
-            self._copy.live_pieces(pieces)
+        if self._beside is not None:
+            self._beside.pieces(pieces)
         client = self._client
         if self._chunked:
             client.write(chunk(pieces))
@@ -358,10 +316,8 @@ class Exchange:
         self._connection = None
         self._front.balancer.release(upstream, now)
         upstream.lane.tally.add(self._answering, now - self._began, counted=self._plan.counted)
-        if self._decision is not None:
-            self._answered(upstream.lane.revision, self._answering, now)
-        if self._copy is not None:
-            self._copy.live_ends(upstream.lane.revision, now - self._began)
+        if self._beside is not None:
+            self._beside.ends(upstream.lane.revision, self._answering, now)
         self._client.end(LAST if self._chunked else b"")
 
     def lost(self, connection: UpstreamConnection, error: PenstockError) -> None:
@@ -374,7 +330,8 @@ class Exchange:
             return  # a hedge is on its way
         if self._started:
             upstream.lane.tally.add(0, front.clock() - self._began, counted=self._plan.counted)
-            self._finish_lost()
+            self._close()
+            self._drop()
             self._client.cut()  # a body without its end: the one honest thing left to say
         elif isinstance(error, WorkerLost) and self._plan.repeatable and self._may_repeat():
             upstream.lane.tally.retries += 1
@@ -403,8 +360,6 @@ class Exchange:
         self._close()
         self._let_go()
         self._front.count_error(self._service.endpoint.name, error)
-        if self._copy is not None:
-            self._copy.drop()
         if self._started:
             self._client.cut()
         else:
@@ -426,8 +381,6 @@ class Exchange:
         if not self.over:
             self._close()
             self._let_go()
-            if self._copy is not None:
-                self._copy.drop()
 
     def client_full(self, full: bool) -> None:
         """The caller takes no more of the answer, or takes it again."""
@@ -448,6 +401,7 @@ class Exchange:
 
     def _let_go(self) -> None:
         """Leaves queue and replicas."""
+        self._drop()
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             self._front.balancer.cancel(waiter)
@@ -466,8 +420,12 @@ class Exchange:
         self._front.balancer.release(connection.upstream, self._front.clock())
         return self._connection is not None
 
-    def _settle(self, connection: UpstreamConnection, stamp: bytes) -> bytes:
-        """One of two tries has won; the header lines of its answer."""
+    def _drop(self) -> None:
+        if self._beside is not None:
+            self._beside.drop()
+
+    def _settle(self, connection: UpstreamConnection) -> None:
+        """One of two tries has won."""
         other = self._hedge if connection is self._connection else self._connection
         if other is not None and other is not connection:
             other.cut()
@@ -476,31 +434,6 @@ class Exchange:
         if self._hedge_timer is not None:
             self._hedge_timer.cancel()
             self._hedge_timer = None
-        decision = self._decision
-        if decision is not None and decision.token and decision.revision in (0, connection.upstream.lane.revision):
-            return b"%bpenstock-decision: %b\r\n" % (stamp, decision.token.encode("ascii", "replace"))
-        return stamp
-
-    def _learn(self, connection: UpstreamConnection, head: AnswerHead, body: bytes, now: float) -> None:
-        revision = connection.upstream.lane.revision
-        if self._decision is not None:
-            self._answered(revision, head.status, now)
-        if self._copy is not None:
-            self._copy.live(
-                Answer(
-                    revision, head.status, body, now - self._began, head.content_type.decode("latin-1"), head.json_bytes
-                )
-            )  # fmt: skip
-
-    def _answered(self, revision: int, status: int, now: float) -> None:
-        decisions = self._front.hooks.decisions
-        if decisions is not None and self._decision is not None:
-            decisions.answered(self._service.endpoint, self._decision, revision, status, now - self._began)
-
-    def _finish_lost(self) -> None:
-        self._close()
-        if self._copy is not None:
-            self._copy.drop()
 
     def _answer_probe(self) -> None:
         """At zero, a deployment is as ready as it has to be, and a probe must not wake it."""

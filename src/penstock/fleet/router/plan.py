@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from penstock.core.errors import InvalidInput, NotFound, PenstockError
+from penstock.fleet.router.chunked import LAST, chunk
 from penstock.fleet.router.request_head import Head
 from penstock.fleet.router.table import CompiledTable
 
@@ -21,6 +22,7 @@ Own = Callable[[Head, bytes], Awaitable[Said] | Said]
 
 _NO_HEADERS: Final[dict[str, str]] = {}
 _KEYS: Final = frozenset((b"authorization", b"x-api-key"))
+_AT_ONCE_S = 0.002  # a request that is sent so soon has its whole time left
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
@@ -65,6 +67,24 @@ class Plan:
 def timeout_line(seconds: float) -> bytes:
     """The header that tells a replica how much time is left; at least 1 ms, since nothing would mean none at all."""
     return b"Penstock-Timeout-Ms: %d\r\n" % max(1, round(seconds * 1e3))
+
+
+def whole_request(made: Plan, head: Head, body: bytes, left_s: float) -> bytes:
+    """What a replica is sent of a request whose body is here."""
+    if head.chunked:  # it came in whole: it has a length now
+        return b"%bContent-Length: %d\r\n%b\r\n%b" % (made.start, len(body), timeout_line(left_s), body)
+    if made.timeout_s - left_s < _AT_ONCE_S:
+        return made.ready + body if body else made.ready
+    length = b"" if head.length is None else b"Content-Length: %d\r\n" % head.length
+    return b"%b%b%b\r\n%b" % (made.start, length, timeout_line(left_s), body)
+
+
+def first_part(made: Plan, head: Head, body: bytes, left_s: float, over: bool) -> bytes:
+    """What a replica is sent of a request whose body streams: the head, and what is here. `over`: that is all of it."""
+    if head.length is not None:
+        return b"%bContent-Length: %d\r\n%b\r\n%b" % (made.start, head.length, timeout_line(left_s), body)
+    data = chunk([body]) + (LAST if over else b"")
+    return b"%bTransfer-Encoding: chunked\r\n%b\r\n%b" % (made.start, timeout_line(left_s), data)
 
 
 def plan(head: Head, table: CompiledTable, services: dict[str, Service]) -> Plan:
