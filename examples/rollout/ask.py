@@ -1,6 +1,6 @@
 """Callers of the endpoint `digits`: they send pictures of digits all the time, and know the right answers.
 
-    python examples/rollout/ask.py [--rate 50] [--seconds 600] [--url http://127.0.0.1:8080]
+    python examples/rollout/ask.py [--rate 200] [--seconds 600] [--url http://127.0.0.1:8080]
 
 Once a second it prints which revision answered how often, and how often it was right. Answers of an experiment carry a
 decision token; the reward 1 (right) or 0 (wrong) goes back with it.
@@ -48,7 +48,7 @@ def reward(url: str, rewards: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ask the endpoint `digits` all the time.")
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="the platform's HTTP address")
-    parser.add_argument("--rate", type=float, default=50.0, help="questions per second")
+    parser.add_argument("--rate", type=float, default=200.0, help="questions per second")
     parser.add_argument("--seconds", type=float, default=600.0, help="how long")
     arguments = parser.parse_args()
     start = time.monotonic()
