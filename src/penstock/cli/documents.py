@@ -33,7 +33,7 @@ def read(path: Path) -> Documents:
     try:
         if path.stat().st_size > _LARGEST_BYTES:
             raise InvalidInput(f"{path}: is larger than {_LARGEST_BYTES >> 20} MiB")
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
