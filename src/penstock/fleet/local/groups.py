@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 _PERIOD_US = 100_000  # the kernel's default
 _LEAST_QUOTA_US = 1_000  # Source: kernel, sched-bwc: below a millisecond it is refused
+_REMOVAL_S = 3.0  # a process in the kernel's hands, such as one that gives back gigabytes, takes its time to end
 _DEPTH = 8  # of groups below a replica's, which it may have made itself
 
 
@@ -105,18 +107,16 @@ def kills_for_memory(folders: Iterable[Path], *, below: bool = True) -> int:
     return total
 
 
-def remove(folders: Iterable[Path]) -> bool:
-    """Whether the groups are gone now; one stays while a process in it is still ending."""
-    gone = True
-    for folder in folders:
-        for group in (*reversed(_below(folder)), folder):
-            try:
-                group.rmdir()
-            except FileNotFoundError:
-                continue
-            except OSError:
-                gone = False
-    return gone
+def remove(folders: Iterable[Path], within_s: float = _REMOVAL_S) -> bool:
+    """Whether the groups are gone now. In a thread: one stays while the last that was killed in it is ending, which is
+    longer than anything of that process can be seen elsewhere."""
+    by = time.monotonic() + within_s
+    left = list(folders)
+    while True:
+        left = [folder for folder in left if not _remove(folder)]
+        if not left or time.monotonic() > by:
+            return not left
+        time.sleep(0.02)
 
 
 def leftovers(prefix: str, root: Path = ROOT, membership: Path = MEMBERSHIP) -> list[Path]:
@@ -249,6 +249,17 @@ def _cpu_v1(limits: Limits) -> dict[str, str]:
 
 def _quota(cpu: float) -> int:
     return max(_LEAST_QUOTA_US, round(cpu * _PERIOD_US))
+
+
+def _remove(folder: Path) -> bool:
+    for group in (*reversed(_below(folder)), folder):
+        try:
+            group.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True
 
 
 def _below(folder: Path, depth: int = _DEPTH) -> list[Path]:

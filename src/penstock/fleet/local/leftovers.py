@@ -12,8 +12,6 @@ from pathlib import Path
 from penstock.fleet.local import groups, process, record
 from penstock.fleet.local.record import Record
 
-_REMOVAL_S = 2.0  # groups stay while the last of what was killed is ending
-
 
 def end_all(folder: Path, grace_s: float) -> list[str]:
     """The ids of replicas that ran and have ended now: asked to stop, and killed after `grace_s` with all that they
@@ -51,9 +49,7 @@ def _clean(folder: Path, kept: Record) -> None:
     folders = [Path(one) for one in kept.groups]
     groups.kill(folders)
     process.kill_all(kept.marker)
-    by = time.monotonic() + _REMOVAL_S
-    while not groups.remove(folders) and time.monotonic() < by:
-        time.sleep(0.02)
+    groups.remove(folders)
     kept.ended_at, kept.forgotten = time.time(), True
     with contextlib.suppress(OSError):
         record.write(folder, kept)

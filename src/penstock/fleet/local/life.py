@@ -40,8 +40,7 @@ _PROBE_S, _PROBE_TIMEOUT_S = 2.0, 2.0
 # Longer than anything that a busy machine does to a probe: a replica is killed for it, with what it has in flight.
 _UNREADY_S = 30.0
 _POLL_S = 0.05  # of a process that no pidfd can be had for
-_REMOVALS_S = (0.0, 0.05, 0.2, 1.0, 5.0)  # groups stay while the last of what was killed is ending
-_LAST_S = 3.0  # for what is ending when the driver closes
+_LAST_S = 5.0  # for what is ending when the driver closes
 _LINES = 200  # read for a reason
 
 
@@ -273,10 +272,7 @@ class Life:
         await self._kill()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._gone(), 2.0)
-        for pause_s in _REMOVALS_S:
-            if await self._in_thread(groups.remove, [Path(one) for one in self.record.groups]):
-                break
-            await asyncio.sleep(pause_s)
+        await self._in_thread(groups.remove, [Path(one) for one in self.record.groups])
         self.record.ended_at = time.time()
         self.ended.set()
         await self._write()
