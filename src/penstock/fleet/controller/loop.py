@@ -24,7 +24,7 @@ from penstock.fleet.controller.reconcile import plan
 from penstock.fleet.controller.routing import Choice
 from penstock.fleet.controller.tables import Tables
 from penstock.fleet.controller.tenant_shares import Shares
-from penstock.fleet.controller.view import STORED, Remove, View
+from penstock.fleet.controller.view import STORED, Begin, Remove, View
 from penstock.fleet.drivers import Driver
 from penstock.fleet.placement import Policy
 from penstock.fleet.routes import Reply, Report, Tenant
@@ -331,6 +331,9 @@ class Controller:
             if not any(isinstance(action, STORED) for action in actions):
                 return
             await self._reload(name)
+            if any(isinstance(action, Begin) for action in actions) and name in self.records:
+                # A new experiment has no weights yet. Until the next second all would go to one arm.
+                await self._weigh(name, self.views()[name], now)
         log.error("plan_goes_in_circles", extra={"deployment": name, "actions": repr(actions)})
 
     async def _publish(self) -> None:

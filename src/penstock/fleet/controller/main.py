@@ -35,7 +35,7 @@ log = logging.getLogger("penstock.controller")
 
 _LOCK = "controller.lock"
 # A controller that was killed lets go of the lock at once; one that ends needs a moment for its connections.
-_LOCK_WAIT_S = 5.0
+_LOCK_WAIT_S = 2.0
 # One number for the advisory lock of PostgreSQL: any will do that others do not use. Here "penstock" in ASCII.
 _ADVISORY = int.from_bytes(b"penstock")
 
