@@ -112,6 +112,8 @@ class Passing:
                 await relay(context, error)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
+            except grpc.aio.InternalError:  # of the caller's call: it is over
+                raise asyncio.CancelledError from None
             except Exception:
                 await self._refuse(arrival, unexpected(arrival.method), context)
 
@@ -135,6 +137,8 @@ class Passing:
                 await relay(context, error)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
+            except grpc.aio.InternalError:  # of the caller's call: it is over
+                raise asyncio.CancelledError from None
             except Exception:
                 await self._refuse(arrival, unexpected(arrival.method), context)
 
@@ -249,11 +253,9 @@ class Passing:
                     await self._both_ways(arrival, plan, upstream, rpc, first, context)
                     return
                 except grpc.aio.AioRpcError as error:
-                    if connected or fault_of(error) is not Fault.UNREACHED:
+                    if connected or not self._again(plan, upstream, error):
                         self._failed(arrival, plan, upstream, error)
-                        raise
-                    if not self._again(plan, upstream, error):
-                        self._failed(arrival, plan, upstream, error)
+                        await _begin_answer(context, plan, upstream, error.initial_metadata())
                         raise
                     avoid = upstream
                 except asyncio.CancelledError:
@@ -333,11 +335,11 @@ class Passing:
 
 
 async def _begin_answer(context: Context, plan: _Plan, upstream: Upstream, metadata: Any) -> None:
-    """Sends the replica's initial metadata with what the router adds."""
+    """Sends the replica's initial metadata with what the router adds, unless they were sent."""
     added: list[tuple[str, str | bytes]] = [("penstock-revision", str(upstream.lane.revision))]
     if plan.decision is not None and plan.decision.token and plan.decision.revision in (0, upstream.lane.revision):
         added.append(("penstock-decision", plan.decision.token))
-    with contextlib.suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller is gone
+    with contextlib.suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # or the caller is gone
         await context.send_initial_metadata((*pairs(metadata), *added))
 
 
