@@ -56,7 +56,7 @@ class Residency:
         self._numbers = 0
         self._reserved = 0  # for loads under way
         self._turn = asyncio.Lock()  # fair: in the order of asking
-        self._loads = asyncio.Semaphore(max(1, cores))
+        self._loads = asyncio.Semaphore(max(1, cores - 1))  # one core is left for those who are answered meanwhile
         self._waking: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle_task: asyncio.Task[None] | None = None
