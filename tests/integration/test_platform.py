@@ -253,6 +253,30 @@ def test_grpc_clients_are_served(fleet: FleetFactory) -> None:
         assert answer.as_numpy("label").tolist() == [ROWS[0]["digit"]]
 
 
+def test_a_graph_asks_other_endpoints_also_where_callers_need_keys(fleet: FleetFactory, tmp_path: Path) -> None:
+    running = fleet()
+    key = running.fleet.set_tenant("mobile").key
+    for name, model in (("one", ONE), ("two", TWO)):
+        running.fleet.deploy(name, model)
+        running.fleet.wait(name)
+    graph = tmp_path / "both.yaml"
+    graph.write_text(
+        "kind: Graph\ninputs: {image: 'f4[n, 64]'}\noutputs: {probabilities: 'f4[n, 10]'}\ncombine: average\nensemble:\n"
+        "  - {name: a, endpoint: one, outputs: {probabilities: probabilities}}\n"
+        "  - {name: b, endpoint: two, outputs: {probabilities: probabilities}}\n"
+    )
+    running.fleet.deploy("both", graph=str(graph))
+    running.fleet.wait("both")
+    assert until(lambda: ask(running.http, "both"), "an answer")[0] == 401
+    answers = {}
+    for name in ("one", "two", "both"):
+        status, _, body = ask(running.http, name, Authorization=f"Bearer {key}")
+        assert status == 200, body
+        outputs = {output["name"]: output["data"] for output in json.loads(body)["outputs"]}
+        answers[name] = np.array(outputs["probabilities"])
+    assert np.allclose(answers["both"], (answers["one"] + answers["two"]) / 2, atol=1e-6)
+
+
 def test_commands_say_what_is_wrong(fleet: FleetFactory) -> None:
     running = fleet()
     with pytest.raises(NotFound):

@@ -7,6 +7,9 @@ it carries the digests of tenants' keys.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+
 import msgspec
 
 from penstock.fleet.spec import Match, Requests, Shadow, Sticky
@@ -80,6 +83,17 @@ class Table(msgspec.Struct, frozen=True):
     endpoints: tuple[Endpoint, ...] = ()
     tenants: tuple[Tenant, ...] = ()  # none: everybody is let in (loopback only)
     secret: str = ""  # hex; signs decision tokens
+
+
+def endpoints_key(secret: str) -> str:
+    """The key of the platform's own replicas: graphs and models' code call other endpoints with it. It follows from the
+    table's secret, so that replicas which outlive a controller keep theirs."""
+    return hmac.new(secret.encode(), b"endpoints", hashlib.sha256).hexdigest()
+
+
+def platform_tenant(secret: str) -> Tenant:
+    """Whoever shows that key. No tenant of a user can have this name."""
+    return Tenant("_platform", hashlib.sha256(endpoints_key(secret).encode()).hexdigest())
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -27,6 +27,7 @@ from penstock.fleet.controller.http_api import Admin, listen
 from penstock.fleet.controller.loop import Controller
 from penstock.fleet.drivers import Driver, Settings
 from penstock.fleet.placement import Policy
+from penstock.fleet.routes import endpoints_key
 from penstock.fleet.store.engine import default_url
 from penstock.fleet.store.store import Store
 from penstock.telemetry import logs
@@ -132,7 +133,8 @@ async def _run(arguments: Arguments) -> None:
     store = Store(arguments.database)
     try:
         with _alone(store):
-            settings = Settings(arguments.state / "replicas", store.fleet_id, arguments.router_url)
+            key = endpoints_key(store.secret)
+            settings = Settings(arguments.state / "replicas", store.fleet_id, arguments.router_url, key)
             settings.folder.mkdir(mode=0o700, exist_ok=True)
             made = plugins.load("penstock.fleet.drivers", arguments.driver)
             driver: Driver = made(settings)  # type: ignore[operator]  # what a driver owes is tested by conformance

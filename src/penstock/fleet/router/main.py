@@ -30,7 +30,7 @@ from penstock.fleet.router.learning import Learning, learning
 from penstock.fleet.router.reports import Reporter
 from penstock.fleet.router.table import CompiledTable
 from penstock.fleet.router.tenants import Tenants
-from penstock.fleet.routes import Table
+from penstock.fleet.routes import Table, platform_tenant
 from penstock.fleet.store.engine import default_url
 from penstock.telemetry import logs
 
@@ -184,8 +184,9 @@ class Router:
 
     def _follow(self, table: Table) -> None:
         self._reporter.count()  # what was counted so far belongs to the experiments of the table before
-        self.hooks.tenants.update(table.tenants, time.time())
-        self.hooks.tenants.required = self.hooks.tenants.required or self._closed
+        closed = self._closed or bool(table.tenants)
+        self.hooks.tenants.update((*table.tenants, platform_tenant(table.secret)) if closed else (), time.time())
+        self.hooks.tenants.required = closed
         if self._learning is not None:
             self._learning.table(table)
         self.balancer.follow(CompiledTable(table))
