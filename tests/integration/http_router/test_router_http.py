@@ -526,6 +526,12 @@ async def test_a_body_that_is_not_there_by_the_deadline() -> None:
         assert 0.1 <= asyncio.get_running_loop().time() - began < 0.5
         assert not replica.seen
 
+        caller = await router.caller()
+        caller.send(chunked([b"x" * 300_000] * 2))
+        assert (await caller.answer()).status == 200, "a long answer, and then"
+        caller.send(post(b"abc", "Penstock-Timeout-Ms: 100")[:-1])
+        assert (await caller.answer()).status == 504
+
 
 async def test_draining_cuts_what_takes_longer_than_its_grace() -> None:
     async with replicas(Replica(silent)) as (replica,), rig() as router:
@@ -547,7 +553,18 @@ async def test_a_replica_that_dies_within_an_answer_cuts_the_caller() -> None:
     async with replicas(Replica(half)) as (replica,), rig() as router:
         router.follow(endpoint(replica))
         answer = await router.ask(post())
-        assert answer.status == 200 and not answer.complete
+        assert answer.status == 200 and not answer.complete and answer.body == b"half"
+
+        async def half_of_unknown(request: Request, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+            await writer.drain()
+            await dies(request, writer)
+
+        replica.script = half_of_unknown
+        caller = await router.caller()
+        caller.send(b"POST /v2/models/fraud/infer HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+        with pytest.raises(ConnectionError):  # FIN would make the half look whole
+            await caller.reader.read()
 
 
 async def test_metrics_and_probes() -> None:

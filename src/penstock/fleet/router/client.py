@@ -21,8 +21,10 @@ No exception may leave a callback: uvloop would close the transport.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
+import struct
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from penstock.core.errors import Internal, PenstockError, TooLarge
@@ -70,9 +72,9 @@ class ClientConnection(asyncio.Protocol):
     """Lives on the loop's thread."""
 
     __slots__ = (
-        "_advancing", "_began", "_body", "_buffer", "_call", "_chunked", "_closes", "_eof", "_head", "_left",
-        "_limit", "_lingering_since", "_looks", "_plan", "_reading", "_served", "_size", "_slot", "_started", "_state",
-        "_streaming", "_upload_held", "_write_since", "front", "full", "since", "transport",
+        "_advancing", "_began", "_body", "_buffer", "_call", "_chunked", "_closes", "_ends_with_connection", "_eof",
+        "_head", "_left", "_limit", "_lingering_since", "_looks", "_plan", "_reading", "_served", "_size", "_slot",
+        "_started", "_state", "_streaming", "_upload_held", "_write_since", "front", "full", "since", "transport",
     )  # fmt: skip
 
     def __init__(self, front: HttpFront) -> None:
@@ -94,6 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._streaming = False
         self._call: Call | None = None
         self._started = False  # the head of the answer is out
+        self._ends_with_connection = False  # and so does its body
         self._closes = False  # the connection ends with the answer that is on its way
         self._advancing = False
         self._reading = True
@@ -312,6 +315,7 @@ class ClientConnection(asyncio.Protocol):
 
     def start(self, head: bytes, request: Head, *, ends_with_connection: bool) -> None:
         """Writes the head of an answer whose body follows with `write`, until `end`."""
+        self._ends_with_connection = ends_with_connection
         if ends_with_connection:
             self._closes = True
         self._started = True
@@ -344,6 +348,19 @@ class ClientConnection(asyncio.Protocol):
         """Closes the connection at once, without the end of what was begun."""
         if self.transport is not None:
             self.transport.abort()
+
+    def break_off(self) -> None:
+        """Ends an answer that has begun and cannot be completed: what was written still goes out, and then the framing
+        tells that the rest is missing. Without framing only a reset tells it."""
+        transport = self.transport
+        if self._ends_with_connection and transport is not None:
+            with contextlib.suppress(OSError):
+                linger = struct.pack("ii", 1, 0)
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.cut()
+        else:
+            self._call = None
+            self._close()
 
     def hold_upload(self) -> None:
         """Reads no more of the body until `continue_upload`."""
@@ -397,6 +414,7 @@ class ClientConnection(asyncio.Protocol):
         """The answer is out: on with the next request, or the end."""
         self._call = None
         self._size = 0
+        self._started = False
         if self._state == CLOSED:
             return
         if self._streaming or self._state == BODY:  # answered before the body was read
@@ -448,7 +466,7 @@ class ClientConnection(asyncio.Protocol):
             self.write(data)
             self._linger()
         else:
-            self.cut()
+            self.break_off()
 
     def _refuse_connection(self) -> None:
         self._stop(

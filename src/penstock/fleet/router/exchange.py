@@ -332,7 +332,7 @@ class Exchange:
             upstream.lane.tally.add(0, front.clock() - self._began, counted=self._plan.counted)
             self._close()
             self._drop()
-            self._client.cut()  # a body without its end: the one honest thing left to say
+            self._client.break_off()
         elif isinstance(error, WorkerLost) and self._plan.repeatable and self._may_repeat():
             upstream.lane.tally.retries += 1
             self._again(upstream)
@@ -361,7 +361,7 @@ class Exchange:
         self._let_go()
         self._front.count_error(self._service.endpoint.name, error)
         if self._started:
-            self._client.cut()
+            self._client.break_off()
         else:
             self._client.fail(error, self._request, more=revision)
 
