@@ -235,7 +235,7 @@ def test_nothing_is_left_of_a_platform_that_stopped(fleet: FleetFactory) -> None
     assert running.stop() == 0
     for pid in pids:
         assert pid is not None
-        until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"the end of process {pid}")
+        until(lambda pid=pid: not alive(pid), f"the end of process {pid}")
     again = fleet(state=running.state)
     again.fleet.wait("digits")
     assert ask(again.http)[0] == 200
@@ -251,6 +251,33 @@ def test_grpc_clients_are_served(fleet: FleetFactory) -> None:
         until(lambda: client.is_model_ready("digits"), "the model over gRPC")
         answer = client.infer("digits", [given])
         assert answer.as_numpy("label").tolist() == [ROWS[0]["digit"]]
+
+
+@pytest.mark.parametrize("killed", [("up",), ("up", "controller"), ("up", "controller", "router-1")])
+def test_down_stops_what_a_killed_platform_left_running(fleet: FleetFactory, killed: tuple[str, ...]) -> None:
+    running = fleet()
+    running.fleet.deploy("digits", ONE)
+    pids = [one.pid for one in running.fleet.wait("digits").replicas]
+    pids += [running.pid(name) for name in ("controller", "router-1")]
+    for name in killed:
+        os.kill(running.pid(name), signal.SIGKILL)
+    running.process.wait()
+    command = [sys.executable, "-m", "penstock.cli", "down", "--state", str(running.state), "--grace-s", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    for pid in pids:
+        assert pid is not None
+        until(lambda pid=pid: not alive(pid), f"the end of process {pid}")
+    again = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert again.returncode == 2
+    assert "no platform" in again.stderr
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_graph_asks_other_endpoints_also_where_callers_need_keys(fleet: FleetFactory, tmp_path: Path) -> None:

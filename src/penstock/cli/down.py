@@ -22,19 +22,17 @@ def down(
     from penstock.cli.output import out
     from penstock.core.errors import NotFound, NotReady
     from penstock.fleet.up import tree
-    from penstock.fleet.up.leftovers import stop_replicas
+    from penstock.fleet.up.leftovers import stop_leftovers
     from penstock.fleet.up.supervisor import state_folder
 
     folder = state_folder(state)
     found = tree.members(folder)
-    if not found:
-        raise NotFound(f"no platform with the state {folder} is running")
     holder = next((one for one in found if one.name == "up"), None)
     if holder is not None:
         if not tree.end(holder, 2 * grace_s + 30.0):
             raise NotReady(
                 f"process {holder.pid} did not end within {2 * grace_s + 30:g} s; it still waits for requests"
             )
-    else:
-        stop_replicas(folder, found, grace_s)
+    elif not stop_leftovers(folder, found, grace_s):
+        raise NotFound(f"no platform with the state {folder} is running")
     out().print(f"stopped  {folder}")

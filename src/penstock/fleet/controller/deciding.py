@@ -49,9 +49,9 @@ def scaling_policy(name: str) -> scaling.Policy:
 
 
 def _policy(folder: str, what: str, name: str) -> object:
-    """A plug. One that does not exist is a fault of the document that names it, whatever path the document came by."""
+    """A plug; `epsilon-greedy` is `epsilon_greedy`. One that does not exist is a fault of the document naming it."""
     try:
-        return plugins.load(folder, name)
+        return plugins.load(folder, name.replace("-", "_"))
     except NotFound:
         known = plugins.names(folder)
         raise InvalidInput(f"there is no {what} policy {name!r}{nearest(name, known)}; {', '.join(known)}") from None

@@ -328,6 +328,7 @@ class Controller:
                 await self.actor.act(record, action, now)
                 if isinstance(action, Remove):
                     await self.call(self.decisions.forget, name)
+                    self.driver.release(name)
             if not any(isinstance(action, STORED) for action in actions):
                 return
             await self._reload(name)

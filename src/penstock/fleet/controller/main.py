@@ -134,7 +134,7 @@ async def _run(arguments: Arguments) -> None:
     try:
         with _alone(store):
             key = endpoints_key(store.secret)
-            settings = Settings(arguments.state / "replicas", store.fleet_id, arguments.router_url, key)
+            settings = Settings(arguments.state / arguments.driver, store.fleet_id, arguments.router_url, key)
             settings.folder.mkdir(mode=0o700, exist_ok=True)
             made = plugins.load("penstock.fleet.drivers", arguments.driver)
             driver: Driver = made(settings)  # type: ignore[operator]  # what a driver owes is tested by conformance

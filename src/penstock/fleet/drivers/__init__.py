@@ -74,6 +74,10 @@ class Driver(Protocol):
         """A failed replica need not be reported any more."""
         ...
 
+    def release(self, deployment: str) -> None:
+        """A deployment was deleted: what is kept ready for it may go."""
+        ...
+
     def replicas(self) -> Sequence[Replica]: ...
 
     def logs(self, id: str, lines: int, follow: bool) -> AsyncIterator[str]:

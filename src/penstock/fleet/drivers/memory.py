@@ -31,6 +31,7 @@ class World:
     replicas: dict[str, Replica] = field(default_factory=dict)
     behaviour: dict[str, str] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
+    released: list[str] = field(default_factory=list)  # deployments
     lingering: bool = False  # a stopped replica stays DRAINING until `end`
     started: int = 0
     now: Callable[[], float] = time.time
@@ -105,6 +106,9 @@ class MemoryDriver:
         replica = self.world.replicas.get(id)
         if replica is not None and replica.state is ReplicaState.FAILED:
             del self.world.replicas[id]
+
+    def release(self, deployment: str) -> None:
+        self.world.released.append(deployment)
 
     def replicas(self) -> Sequence[Replica]:
         return tuple(self.world.replicas.values())
