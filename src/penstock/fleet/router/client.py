@@ -25,7 +25,7 @@ import contextlib
 import logging
 import socket
 import struct
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from penstock.core.errors import Internal, PenstockError, TooLarge
 from penstock.fleet.router.chunked import Chunked
@@ -33,6 +33,7 @@ from penstock.fleet.router.refusals import CONTINUE, answer, error_answer, plain
 from penstock.fleet.router.request_head import Head, HeadRefused
 
 if TYPE_CHECKING:
+    from penstock.fleet.router.calls import Call
     from penstock.fleet.router.front import HttpFront
     from penstock.fleet.router.plan import Plan
 
@@ -46,26 +47,6 @@ CLOSED: Final = 3
 _JOINED_BYTES = 64 << 10  # a body up to this size is copied behind its head: one write is cheaper than two buffers
 _LOOKS_S = (0.005, 0.03, 0.1)  # when to look for the probe's reset; after these, every tick
 _TCP_CLOSE = 7  # linux/tcp_states.h; the state is the first byte of TCP_INFO
-
-
-class Call(Protocol):
-    """What answers the request that is on its way."""
-
-    def begin(self) -> None:
-        """Raises: PenstockError, which goes to `fail`."""
-
-    def more(self, data: bytes) -> None:
-        """A further part of a streamed body."""
-
-    def no_more(self) -> None: ...
-
-    def abandon(self) -> None:
-        """The caller left."""
-
-    def fail(self, error: PenstockError) -> None: ...
-
-    def client_full(self, full: bool) -> None:
-        """Whether the caller takes more of the answer."""
 
 
 class ClientConnection(asyncio.Protocol):

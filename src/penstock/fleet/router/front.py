@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import os
 import socket
-from collections.abc import Awaitable
 from typing import Final, Protocol
 
-from penstock.core.errors import Internal, NotReady, PenstockError, Unsupported
+from penstock.core.errors import NotReady, PenstockError, Unsupported
 from penstock.fleet.router.answer_head import AnswerReader
 from penstock.fleet.router.balancer import Balancer
-from penstock.fleet.router.client import Call, ClientConnection
+from penstock.fleet.router.calls import Call, ErrorCall, OwnCall
+from penstock.fleet.router.client import ClientConnection
 from penstock.fleet.router.deadlines import Deadlines
 from penstock.fleet.router.exchange import Exchange
 from penstock.fleet.router.follower import Follower
@@ -22,7 +21,7 @@ from penstock.fleet.router.hooks import Hooks
 from penstock.fleet.router.http_options import HttpOptions
 from penstock.fleet.router.lanes import Upstream
 from penstock.fleet.router.own import OwnPaths, wall_clock
-from penstock.fleet.router.plan import Plan, Said, plan
+from penstock.fleet.router.plan import Plan, plan
 from penstock.fleet.router.request_head import Head, HeadReader
 from penstock.fleet.router.upstream import Receiver, UpstreamConnection
 from penstock.fleet.routes import Tenant
@@ -185,7 +184,7 @@ class HttpFront:
     ) -> Call:  # fmt: skip
         """What answers a request; it is begun by the caller."""
         if made.own is not None:
-            return _OwnCall(self, client, head, made.own, body)
+            return OwnCall(self, client, head, made.own, body)
         tenant, weight = "", 1.0
         error = made.error
         if self.hooks.tenants.required:
@@ -197,7 +196,7 @@ class HttpFront:
             except PenstockError as refusal:
                 error = refusal
         if error is not None:
-            return _ErrorCall(self, client, head, error)
+            return ErrorCall(self, client, head, error)
         return Exchange(self, client, head, made, body, streams, began, tenant, weight)
 
     def connect(self, upstream: Upstream, caller: Caller, hedge: bool) -> None:
@@ -294,87 +293,3 @@ def _connected(number: int, most: int) -> list[socket.socket]:
                 accepted.setblocking(False)
                 found.append(accepted)
     return found
-
-
-class _ErrorCall:
-    """A request that is answered with an error at once."""
-
-    __slots__ = ("_client", "_error", "_front", "_head")
-
-    def __init__(self, front: HttpFront, client: ClientConnection, head: Head, error: PenstockError) -> None:
-        self._front = front
-        self._client = client
-        self._head = head
-        self._error = error
-
-    def begin(self) -> None:
-        self.fail(self._error)
-
-    def fail(self, error: PenstockError) -> None:
-        self._front.count_error("", error)
-        self._client.fail(error, self._head)
-
-    def more(self, data: bytes) -> None: ...
-
-    def no_more(self) -> None: ...
-
-    def abandon(self) -> None: ...
-
-    def client_full(self, full: bool) -> None: ...
-
-
-class _OwnCall:
-    """A request for one of the router's own paths."""
-
-    __slots__ = ("_body", "_client", "_front", "_head", "_own", "_task")
-
-    def __init__(self, front: HttpFront, client: ClientConnection, head: Head, own: object, body: bytes) -> None:
-        self._front = front
-        self._client = client
-        self._head = head
-        self._own = own
-        self._body = body
-        self._task: asyncio.Task[None] | None = None
-
-    def begin(self) -> None:
-        assert callable(self._own)
-        said = self._own(self._head, self._body)
-        if inspect.isawaitable(said):
-            self._task = self._front.loop.create_task(self._later(said))
-        else:
-            self._reply(said)
-
-    async def _later(self, awaited: Awaitable[Said]) -> None:
-        try:
-            said = await awaited
-        except PenstockError as error:
-            self._task = None
-            self.fail(error)
-        except asyncio.CancelledError:
-            if self._task is not None:  # not by the caller's leaving
-                self.fail(NotReady("the router is stopping", retry_after_s=1.0))
-        except Exception:
-            log.exception("answering a path of the router's own failed")
-            self.fail(Internal("internal error; the router's log has the traceback"))
-        else:
-            self._task = None
-            self._reply(said)
-
-    def _reply(self, said: Said) -> None:
-        status, body, content_type = said
-        self._client.reply(status, body, self._head, content_type)
-
-    def fail(self, error: PenstockError) -> None:
-        self._front.count_error("", error)
-        self._client.fail(error, self._head)
-
-    def more(self, data: bytes) -> None: ...
-
-    def no_more(self) -> None: ...
-
-    def abandon(self) -> None:
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-
-    def client_full(self, full: bool) -> None: ...
