@@ -18,9 +18,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from penstock.core.protobuf import length_prefix
 from penstock.fleet.router import grpc_channels, hooks
+from penstock.fleet.router.decision import Decider
 from penstock.fleet.router.mirror import Mirror
 from penstock.fleet.routes import Arm, Endpoint, Tenant, Upstream
 from penstock.fleet.spec import Match, Requests, Shadow, Sticky
+from penstock.fleet.store.batch import Decision
+from penstock.fleet.traffic import linucb
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 NAMED = (("penstock-endpoint", "m"),)
@@ -408,6 +411,39 @@ async def test_logged_endpoints_answer_with_a_token() -> None:
             assert (lead["penstock-decision"], lead["penstock-revision"]) == ("token-u", "2")
             await fails(client.unary_unary(SERVICE + "Fail")(b"", metadata=(*NAMED, ("user", "v"))))
             assert choice.seen == [("token-u", 2, 200), ("token-v", 2, 503)]
+
+
+async def test_questions_about_a_model_are_no_decisions_and_judge_no_revision() -> None:
+    class Nothing:
+        def decide(self, endpoint: Endpoint, headers: hooks.Headers, body: bytes, number: float) -> hooks.Decision:
+            raise AssertionError("nothing is to be decided")
+
+        def answered(self, *answer: object) -> None: ...
+
+    async with peer() as one:
+        arms = (Arm(1, 1.0, (Upstream("a", "", one.address),)),)
+        logged = Endpoint("m", arms, 1, logged=True, sticky=Sticky(by="header", name="user"))
+        async with router(logged, decisions=Nothing()) as front, channel(front.address) as client:
+            for method in ("ModelReady", "ModelMetadata"):
+                call = client.unary_unary("/inference.GRPCInferenceService/" + method)(infer_request("m"))
+                await call
+                assert "penstock-decision" not in dict(await call.initial_metadata())
+            (lane,) = front.balancer.services["m"].lanes
+            assert lane.tally.by_status[2] == 2 and lane.tally.take() is None
+
+
+async def test_with_no_arm_that_has_a_weight_the_stable_one_answers() -> None:
+    class Nowhere:
+        def decided(self, decision: Decision) -> None: ...
+
+    async with peer() as one, peer() as other:
+        arms = (Arm(1, 0.0, (Upstream("a", "", one.address),)), Arm(2, 0.0, (Upstream("b", "", other.address),)))
+        logged = Endpoint("m", arms, 2, logged=True, sticky=Sticky(by="header", name="user"))
+        decider = Decider(Nowhere(), lambda name: linucb.plug)
+        async with router(logged, decisions=decider) as front, channel(front.address) as client:
+            call = client.unary_unary(INFER)(infer_request("m"), metadata=(("user", "u"),))
+            await call
+            assert dict(await call.initial_metadata())["penstock-revision"] == "2"
 
 
 def infer_response(*values: float, name: str = "y", typed: bool = False) -> bytes:

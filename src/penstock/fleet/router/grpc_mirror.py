@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -33,6 +34,7 @@ _TYPED = (
 )  # fmt: skip
 
 Copy = asyncio.Task[Answer]
+Outcome = TypeVar("Outcome")
 
 
 class Copies:
@@ -75,8 +77,8 @@ class Copies:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _own(self, work: Any) -> Any:
-        task = asyncio.ensure_future(work)
+    def _own(self, work: Coroutine[Any, Any, Outcome]) -> asyncio.Task[Outcome]:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -37,7 +37,7 @@ from penstock.fleet.router.balancer import Balancer
 from penstock.fleet.router.grpc_channels import Channels, Link
 from penstock.fleet.router.grpc_mirror import Copies, Copy
 from penstock.fleet.router.grpc_outcome import Context, Fault, Pairs, abort, fault_of, pairs, relay, unexpected
-from penstock.fleet.router.grpc_peek import V2, model_name
+from penstock.fleet.router.grpc_peek import ABOUT, V2, model_name
 from penstock.fleet.router.hooks import Answer, Decision, Hooks
 from penstock.fleet.router.lanes import Service, Upstream
 from penstock.fleet.router.sticky import user_key
@@ -77,6 +77,7 @@ class _Plan:
     deadline: float  # of the balancer's clock; for the wait only where `unlimited`
     unlimited: bool
     metadata: Pairs
+    counted: bool  # for the experiment: it asks the model, and not about it
 
 
 class Passing:
@@ -164,8 +165,9 @@ class Passing:
         if arrival.tenant is not None:
             hooks.tenants.admit(arrival.tenant, endpoint.name, self._wall_clock())
         left_s = _caller_s(headers, context, self._balancer.clock() - arrival.began)
-        decision = None
-        if hooks.decisions is not None and (endpoint.logged or endpoint.sticky or endpoint.contextual):
+        decision, counted = None, arrival.method not in ABOUT
+        decided = counted and (endpoint.logged or endpoint.sticky or endpoint.contextual)
+        if decided and service.drawable and hooks.decisions is not None:
             decision = hooks.decisions.decide(endpoint, headers, b"", random.random())  # no secret
         affinity = endpoint.requests.affinity
         session = user_key(affinity, headers) if affinity is not None else ""
@@ -178,6 +180,7 @@ class Passing:
             self._balancer.clock() + (endpoint.requests.timeout_s if left_s is None else left_s),
             left_s is None,
             tuple((key, value) for key, value in arrival.metadata or () if key not in dropped),
+            counted,
         )
 
     async def _place(self, arrival: Arrival, plan: _Plan, avoid: Upstream | None) -> tuple[Upstream, Link]:
@@ -212,7 +215,7 @@ class Passing:
                 try:
                     left_s = self._left_s(plan)
                     rpc = link.unary(arrival.method)(message, timeout=left_s, metadata=plan.metadata)
-                    if service.endpoint.shadow is not None and avoid is None:
+                    if service.endpoint.shadow is not None and avoid is None and plan.counted:
                         copy = self._copies.begin(service, arrival.method, message, left_s, plan.metadata)
                     answer: bytes = await rpc
                     live = self._over(arrival, plan, upstream, 200, answer)
@@ -317,7 +320,7 @@ class Passing:
         """The caller's call is over: it left, or its deadline passed, which is the replica's time that was too long."""
         now = self._balancer.clock()
         if now >= plan.deadline and not plan.unlimited:
-            upstream.lane.tally.add(504, now - began)
+            upstream.lane.tally.add(504, now - began, counted=plan.counted)
 
     def _over(
         self, arrival: Arrival, plan: _Plan, upstream: Upstream, status: int, body: bytes = b"",
@@ -328,7 +331,7 @@ class Passing:
         revision = upstream.lane.revision
         if status:
             self._balancer.succeeded(upstream)
-        upstream.lane.tally.add(status, latency_s)
+        upstream.lane.tally.add(status, latency_s, counted=plan.counted)
         if plan.decision is not None and self._hooks.decisions is not None:
             self._hooks.decisions.answered(plan.service.endpoint, plan.decision, revision, status, latency_s)
         return Answer(revision, status, body, latency_s)

@@ -40,6 +40,14 @@ UNARY = frozenset(
 )
 """Methods known to take one message and to answer with one; they cost grpcio less when it knows."""
 
+ABOUT = frozenset(
+    (
+        *(V2 + method for method in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")),
+        _TENSORFLOW + "GetModelMetadata",
+    )
+)
+"""Methods that ask about a model and not the model: they tell nothing of how good a revision is."""
+
 _MOST_FIELDS = 4096  # looked at in one message; requests have a few dozen
 _MOST_NAME_BYTES = 255
 
