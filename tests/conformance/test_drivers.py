@@ -72,6 +72,9 @@ async def test_replica_lives_from_start_to_stop(driver: Driver, run: Run) -> Non
     await driver.stop(launch.id, 5.0)
     await until(driver, lambda all_: not all_)
     await driver.stop(launch.id, 5.0)
+    assert [(one.id, one.revision) for one in await driver.gone("fraud")] == [(launch.id, 7)]
+    assert await driver.gone("other") == []
+    assert [line async for line in driver.logs(launch.id, 10, False)], "its output can still be read"
 
 
 async def test_places_have_something_and_names_of_their_own(driver: Driver) -> None:

@@ -176,6 +176,18 @@ async def test_update_that_fails_is_told_with_its_reason(api: Api) -> None:
     assert [one["revision"] for one in document["arms"] if one["weight"] > 0] == [1]
 
 
+async def test_output_of_replicas_that_are_gone_can_be_read(api: Api) -> None:
+    await api("PUT", "/api/v1/deployments/m", {"model": "/a"})
+    await api.until(ready)
+    await api("PUT", "/api/v1/deployments/m", {"model": "/b", "rollout": {"keep_previous_s": 0}})
+    document = await api.until(lambda one: [replica["revision"] for replica in one["replicas"]] == [2])
+    status, text = await api("GET", "/api/v1/deployments/m/logs?revision=1")
+    assert (status, text.startswith("m-1-")) == (200, True)
+    status, text = await api("GET", "/api/v1/deployments/m/logs")
+    assert text.startswith(document["replicas"][0]["id"]), "where nobody asks for one, the one that serves"
+    assert (await api("GET", "/api/v1/deployments/m/logs?revision=3"))[0] == 404
+
+
 async def test_traffic_is_set_by_weights_policy_promotion_and_pause(api: Api) -> None:
     await api("PUT", "/api/v1/deployments/m", {"model": "/a", "traffic": "split"})
     await api.until(ready)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 import orjson
@@ -111,7 +111,7 @@ class Deployments:
                     {
                         "number": one.number, "phase": one.phase.value, "created_at": one.created_at,
                         "reason": one.reason, "phase_at": one.phase_at, "model": one.run.model or one.run.graph,
-                        "run": msgspec.to_builtins(one.run),
+                        "run": msgspec.to_builtins(one.run), "content": dict(one.content),
                     }
                     for one in view.record.state.revisions
                 ]
@@ -128,7 +128,9 @@ class Deployments:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         view = self._view(request)
         lines, follow = int(number(request, "lines", 100, MOST_LINES)), flag(request, "follow")
-        replica = _chosen(view, request.query.get("replica"), request.query.get("revision"))
+        id, revision = request.query.get("replica"), request.query.get("revision")
+        gone = await self._controller.driver.gone(view.record.name)
+        replica = _chosen(view, gone, id, revision)
         texts = self._controller.driver.logs(replica.id, lines, follow)
         first = await anext(aiter(texts), None)  # an error is an answer of its own, before anything was sent
         answer = web.StreamResponse(headers={"Penstock-Replica": replica.id, "Cache-Control": "no-store"})
@@ -173,20 +175,24 @@ def _revision_for(record: Record | None, wish: Deployment) -> int:
     return same[-1] if same else record.state.revisions[-1].number + 1
 
 
-def _chosen(view: View, id: str | None, revision: str | None) -> Replica:
-    """The replica that is meant: by id or revision, else one that is ready and serves; the newest of them."""
+def _chosen(view: View, gone: Sequence[Replica], id: str | None, revision: str | None) -> Replica:
+    """The replica that is meant: by id or revision, else one that is ready and serves; the newest of them. Where none
+    is left, the one that went last."""
     experiment = view.record.state.experiment
     arms = experiment.arms if experiment else ()
-    replicas = sorted(
-        view.replicas,
-        key=lambda one: (one.state == "ready", one.revision in arms, one.revision, one.started_at),
-    )
+    replicas = [
+        *gone,
+        *sorted(
+            view.replicas,
+            key=lambda one: (one.state == "ready", one.revision in arms, one.revision, one.started_at),
+        ),
+    ]
     if id is not None:
         replicas = [one for one in replicas if one.id == id]
     if revision is not None:
         replicas = [one for one in replicas if str(one.revision) == revision]
     if not replicas:
-        known = ", ".join(one.id for one in view.replicas) or "none"
+        known = ", ".join(one.id for one in (*gone, *view.replicas)) or "none"
         raise NotFound(f"there is no such replica of {view.record.name}; there are {known}")
     return replicas[-1]
 

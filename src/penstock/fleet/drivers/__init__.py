@@ -11,6 +11,8 @@ An implementer owes:
 4. `changed` is set whenever `replicas` would answer differently, within 100 ms of a death.
 5. Replicas outlive the controller's death. `close` leaves them running; `stop` each to end them.
 6. Secrets are read when a replica starts and written nowhere.
+7. A replica loads what the launch's `content` says, or fails with a reason that tells what to do. Where that is empty
+   it loads what it finds. `replicas` tells of either what it has loaded.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Launch:
     run: Run
     place: str = ""
     gpu_shares: Mapping[int, float] = field(default_factory=dict)
+    content: Mapping[str, str] = field(default_factory=dict)  # of the revision, as `Replica.content`
 
 
 class Driver(Protocol):
@@ -57,9 +60,9 @@ class Driver(Protocol):
 
     async def places(self) -> Sequence[Place]: ...
 
-    async def prepare(self, run: Run) -> None:
+    async def prepare(self, run: Run, content: Mapping[str, str] | None = None) -> None:
         """Makes what the run needs before any replica starts: its Python environment, its unpacked archive. Called
-        before `start`; may take minutes; repeated calls for equal runs cost nothing.
+        before `start`; may take minutes; repeated calls for equal runs cost nothing. `content` is the revision's.
 
         Raises: LoadError: with the last lines of what failed."""
         ...
@@ -79,6 +82,10 @@ class Driver(Protocol):
         ...
 
     def replicas(self) -> Sequence[Replica]: ...
+
+    async def gone(self, deployment: str) -> Sequence[Replica]:
+        """Replicas that are no longer reported and whose output can still be read, the newest last."""
+        ...
 
     def logs(self, id: str, lines: int, follow: bool) -> AsyncIterator[str]:
         """The last lines of a replica's output, and further ones while it lives. Raises: NotFound."""

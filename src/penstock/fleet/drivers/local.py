@@ -92,10 +92,11 @@ class Local:
     async def places(self) -> Sequence[Place]:
         return (await self._in_thread(machine.place, self._environ),)
 
-    async def prepare(self, run: Run) -> None:
-        await self._contents.folder_of(run.model or run.graph)
+    async def prepare(self, run: Run, content: Mapping[str, str] | None = None) -> None:
+        known = content or {}
+        await self._contents.folder_of(run.model or run.graph, known.get("archive", ""))
         if run.requirements:
-            await self._environments.prepare(Path(run.requirements))
+            await self._environments.prepare(Path(run.requirements), known.get("requirements", ""))
 
     async def start(self, launch: Launch) -> None:
         if launch.id in self._lives:
@@ -106,7 +107,7 @@ class Local:
         kept = Record(
             id=launch.id, deployment=launch.name, revision=launch.revision, place=launch.place, started_at=time.time(),
             marker=f"{self._fleet}:{launch.id}:{secrets.token_hex(8)}", cpu=launch.run.cpu,
-            memory_bytes=launch.run.memory_bytes,
+            memory_bytes=launch.run.memory_bytes, pinned=bool(launch.content),
         )  # fmt: skip
         life = self._lives[launch.id] = Life(self._replicas / launch.id, kept, self._threads, self.changed.set)
         self._pages.release(launch.name)
@@ -134,6 +135,12 @@ class Local:
 
     def replicas(self) -> Sequence[Replica]:
         return [life.replica for life in self._lives.values() if not _gone(life)]
+
+    async def gone(self, deployment: str) -> Sequence[Replica]:
+        known = {replica.id for replica in self.replicas()}
+        kept = [one for _, one in await self._in_thread(self._records) if one.deployment == deployment]
+        kept.sort(key=lambda one: one.started_at)
+        return [record.replica(one, ReplicaState.FAILED) for one in kept if one.id not in known]
 
     async def logs(self, id: str, lines: int, follow: bool) -> AsyncIterator[str]:
         folder = self._replicas / id
@@ -163,10 +170,15 @@ class Local:
     async def _launch(self, launch: Launch, kept: Record) -> process.Identity:
         """Starts the process. Raises: InvalidInput, LoadError, OSError: why it cannot be."""
         run = launch.run
-        path = await self._contents.folder_of(run.model or run.graph)
-        python = Path(sys.executable)
+        known = launch.content
+        path, archive = await self._contents.folder_of(run.model or run.graph, known.get("archive", ""))
+        python, requirements = Path(sys.executable), ""
         if run.requirements:
-            python = await self._environments.prepare(Path(run.requirements))
+            python, requirements = await self._environments.prepare(
+                Path(run.requirements), known.get("requirements", "")
+            )
+        files = {"archive": archive, "requirements": requirements}
+        kept.content = {key: digest for key, digest in files.items() if digest}
         kept.files, kept.uses = [str(path)], [path.parent.name, python.parent.parent.name]
         return await self._in_thread(self._launch_now, launch, kept, path, python)
 
@@ -187,7 +199,9 @@ class Local:
         record.write(folder, kept)
         if (run.cpu is not None and not made.cpu) or (run.memory_bytes is not None and not made.memory):
             self._tell_of_limits()
-        text = command.configuration(launch.name, run, path, launch.gpu_shares, limits.model_defaults(run, made))
+        text = command.configuration(
+            launch.name, run, path, launch.gpu_shares, launch.content, limits.model_defaults(run, made)
+        )
         file = folder / "penstock.toml"
         file.touch(mode=0o600)
         file.write_text(text, encoding="utf-8")

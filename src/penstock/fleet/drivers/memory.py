@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from penstock.core.errors import LoadError, NotFound
@@ -31,7 +31,9 @@ class World:
     replicas: dict[str, Replica] = field(default_factory=dict)
     behaviour: dict[str, str] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
+    content: dict[str, Mapping[str, str]] = field(default_factory=dict)  # what is at a model's path now
     released: list[str] = field(default_factory=list)  # deployments
+    gone: list[Replica] = field(default_factory=list)
     lingering: bool = False  # a stopped replica stays DRAINING until `end`
     started: int = 0
     now: Callable[[], float] = time.time
@@ -51,7 +53,7 @@ class MemoryDriver:
     async def places(self) -> Sequence[Place]:
         return (self.place,)
 
-    async def prepare(self, run: Run) -> None:
+    async def prepare(self, run: Run, content: Mapping[str, str] | None = None) -> None:
         if self.world.behaviour.get(run.model) == "unpreparable":
             raise LoadError(f"cannot prepare {run.model}")
 
@@ -61,9 +63,13 @@ class MemoryDriver:
         world = self.world
         world.started += 1
         world.runs[launch.id] = launch.run
+        found = world.content.get(launch.run.model, {})
         world.replicas[launch.id] = Replica(
-            launch.id, launch.name, launch.revision, ReplicaState.STARTING, started_at=world.now(), place=launch.place
-        )
+            launch.id, launch.name, launch.revision, ReplicaState.STARTING, started_at=world.now(), place=launch.place,
+            content=found,
+        )  # fmt: skip
+        if launch.content and found != launch.content:
+            self.fail(launch.id, "its files are no longer those that this revision was made of")
         behaviour = world.behaviour.get(launch.run.model, "ready")
         if behaviour == "ready":
             self.set_ready(launch.id)
@@ -89,7 +95,9 @@ class MemoryDriver:
 
     def end(self, id: str) -> None:
         """A draining replica that has ended."""
-        if self.world.replicas.pop(id, None) is not None:
+        replica = self.world.replicas.pop(id, None)
+        if replica is not None:
+            self.world.gone.append(replica)
             self.changed.set()
 
     async def stop(self, id: str, grace_s: float) -> None:
@@ -105,7 +113,7 @@ class MemoryDriver:
     def forget(self, id: str) -> None:
         replica = self.world.replicas.get(id)
         if replica is not None and replica.state is ReplicaState.FAILED:
-            del self.world.replicas[id]
+            self.world.gone.append(self.world.replicas.pop(id))
 
     def release(self, deployment: str) -> None:
         self.world.released.append(deployment)
@@ -113,8 +121,11 @@ class MemoryDriver:
     def replicas(self) -> Sequence[Replica]:
         return tuple(self.world.replicas.values())
 
+    async def gone(self, deployment: str) -> Sequence[Replica]:
+        return [one for one in self.world.gone if one.deployment == deployment]
+
     async def logs(self, id: str, lines: int, follow: bool) -> AsyncIterator[str]:
-        if id not in self.world.replicas:
+        if id not in {*self.world.replicas, *(one.id for one in self.world.gone)}:
             raise NotFound(f"there is no replica {id}")
         yield f"{id} runs in memory"
 

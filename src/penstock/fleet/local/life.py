@@ -35,6 +35,10 @@ log = logging.getLogger("penstock.driver")
 
 T = TypeVar("T")
 
+CHANGED = (
+    "its files are no longer those that this revision was made of, and a revision never changes: deploy again to serve "
+    "the new ones, or put the old ones back"
+)
 _LOOK_S = 0.02  # between two looks for the line that says it serves
 _PROBE_S, _PROBE_TIMEOUT_S = 2.0, 2.0
 # Longer than anything that a busy machine does to a probe: a replica is killed for it, with what it has in flight.
@@ -64,11 +68,7 @@ class Life:
 
     @property
     def replica(self) -> Replica:
-        one = self.record
-        return Replica(
-            one.id, one.deployment, one.revision, self.state, one.http, one.grpc, one.started_at, one.ready_at,
-            one.reason, one.pid, one.place,
-        )  # fmt: skip
+        return record.replica(self.record, self.state)
 
     @property
     def alive(self) -> bool:
@@ -179,7 +179,7 @@ class Life:
             await self._come_up()
 
     async def _come_up(self) -> None:
-        listener = Listener(self.folder / output.NAME, self.record.pid)
+        listener = Listener(self.folder / output.NAME, self.record.deployment, self.record.pid)
         while not self._died.is_set():
             if (said := await self._in_thread(listener.look)) is not None:
                 await self._ready(said)
@@ -195,6 +195,7 @@ class Life:
         if self._died.is_set() or self.record.stop_by is not None:
             return
         self.record.http, self.record.grpc, self.record.ready_at = http, said.grpc, time.time()
+        self.record.content = {**self.record.content, **said.content}
         limits.begin_share(self.record)
         self._set(ReplicaState.READY)
         log.info(
@@ -261,7 +262,10 @@ class Life:
         kills = groups.kills_for_memory(map(Path, self.record.groups))
         if self.record.stop_by is None and self.state is not ReplicaState.FAILED:
             lines = output.last_lines(self.folder, _LINES)
-            self._failed(reason(process.in_words(status), kills, self.record.memory_bytes, lines))
+            why = reason(process.in_words(status), kills, self.record.memory_bytes, lines)
+            if self.record.pinned and self.record.ready_at is None and "sha256 expects" in why:
+                why = f"{CHANGED}\n{why}"
+            self._failed(why)
         self._spawn(self._end_remains())
 
     async def _end_remains(self) -> None:

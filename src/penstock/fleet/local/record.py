@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from penstock.fleet.state import Replica, ReplicaState
+
 FILE = "replica.json"
 
 
@@ -37,6 +39,16 @@ class Record(msgspec.Struct, kw_only=True):
     limited: bool = False  # a group holds it to that
     files: list[str] = []  # what it serves, for the pages that are kept
     uses: list[str] = []  # names of environments and unpacked archives
+    content: dict[str, str] = {}  # what it has loaded, see `state.Replica`
+    pinned: bool = False  # what it had to load was known before
+
+
+def replica(record: Record, state: ReplicaState) -> Replica:
+    """The replica as it is reported."""
+    return Replica(
+        record.id, record.deployment, record.revision, state, record.http, record.grpc, record.started_at,
+        record.ready_at, record.reason, record.pid, record.place, record.content,
+    )  # fmt: skip
 
 
 def write(folder: Path, record: Record) -> None:
