@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,3 +155,24 @@ async def test_seat_is_filled_after_a_start_that_failed_as_nobody_foresaw() -> N
         assert pool.workers[0] not in (first, *failed)
     finally:
         await pool.close(1.0)
+
+
+def test_a_pool_that_is_closed_as_soon_as_it_has_started_drops_no_task() -> None:
+    """As after a load whose next step fails: tasks are cancelled that have not begun."""
+    plug = LoadSpec(
+        "unruly:plug",
+        "nowhere",
+        LoadContext("m", 3, options={"kind": "echo"}),
+        {"PYTHONPATH": str(Path(__file__).parent / "servables")},
+    )
+
+    async def story() -> None:
+        pool = Pool(lambda _: plug, 1, load_timeout_s=20.0, timeout_s=60.0, hang_s=10.0, on_change=lambda: None)
+        await pool.start()
+        await pool.close(1.0)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        asyncio.run(story())
+        gc.collect()
+    assert not [str(each.message) for each in seen if "never awaited" in str(each.message)]

@@ -16,10 +16,9 @@ finds it so still. This then counts as a death.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 from penstock.core.errors import LoadError, PenstockError
@@ -298,17 +297,15 @@ class Pool:
         if freed:
             self.on_free()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        async def guarded() -> None:
-            with contextlib.suppress(asyncio.CancelledError):
-                try:
-                    await work
-                except Exception:
-                    log.exception("pool_task_failed")
-
-        task = asyncio.get_running_loop().create_task(guarded())
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("pool_task_failed", exc_info=error)
 
 
 def _backoff_s(deaths_in_row: int, longest_s: float) -> float:
