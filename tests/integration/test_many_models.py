@@ -196,6 +196,10 @@ def test_a_rested_model_whose_files_were_changed_serves_nothing_else(server, tmp
             client.infer("m0000", {"x": np.ones((1, 4), "f4")})
         assert client.infer("m0001", {"x": np.ones((1, 4), "f4")})["y"].tolist() == [1.0]
         assert figures(running.http)['penstock_model_wakes_total{outcome="failure"}'] >= 1  # the client tries again
+        with urllib.request.urlopen(f"{running.http}/v2/repository/index", data=b"{}", timeout=20) as answer:
+            reasons = {line["name"]: line["reason"] for line in json.loads(answer.read())}
+        assert "the last load failed: model.onnx is no longer what" in reasons["m0000"]
+        assert "failed" not in reasons["m0001"]
 
 
 def test_worker_processes_rest_too(server, tmp_path):

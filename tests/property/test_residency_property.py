@@ -261,3 +261,66 @@ async def test_a_version_that_is_unloaded_while_it_is_woken_leaves_nothing_behin
     assert version.inline is None and version.resting
     await bench.ask(0)  # which the other had put to rest: its room is free again
     await bench.residency.close()
+
+
+async def test_a_version_that_is_woken_and_unloaded_while_it_leaves_is_freed_to_the_end():
+    bench = Bench([6], 6, random.Random(7))
+    (version,) = bench.versions
+    freed, let_go, quick = asyncio.Event(), asyncio.Event(), version.rest
+
+    def slow_rest():
+        free = quick()
+
+        async def slow() -> None:
+            await let_go.wait()
+            await free
+            freed.set()
+
+        return slow()
+
+    version.rest = slow_rest
+    leaving = bench.residency._put_to_rest(next(iter(bench.residency._entries.values())))
+    asked = asyncio.ensure_future(bench.ask(0))
+    await asyncio.sleep(0.01)  # it is woken, and waits until it has left
+    await version.close(0.0)
+    bench.residency.let_go(version)
+    with pytest.raises(NotReady, match="is unloaded"):
+        await asked
+    let_go.set()
+    await asyncio.wait({leaving}, timeout=5)
+    assert freed.is_set()
+    await bench.residency.close()
+
+
+async def test_a_version_whose_end_fails_comes_back_all_the_same(caplog):
+    bench = Bench([6, 6], 6, random.Random(8))
+    version, quick = bench.versions[0], bench.versions[0].rest
+
+    def broken_rest():
+        free = quick()
+
+        async def broken() -> None:
+            await free
+            raise RuntimeError("the model's own close failed")
+
+        return broken()
+
+    version.rest = broken_rest
+    await asyncio.gather(bench.ask(1), bench.ask(0))
+    await asyncio.gather(bench.ask(1), bench.ask(0))
+    assert "model_not_closed" in caplog.text
+    await bench.residency.close()
+
+
+async def test_a_version_that_has_outgrown_all_memory_says_so_at_once():
+    bench = Bench([6, 6], 6, random.Random(9))
+    await bench.ask(1)
+    bench.versions[0].size_bytes = 7  # as one that moved to worker processes
+    with pytest.raises(NotReady, match=r"takes 7 bytes, and models_memory_bytes is 6"):
+        await bench.ask(0, timeout_s=5)
+    assert "takes 7 bytes" in bench.versions[0].not_woken
+    bench.versions[0].size_bytes = 6
+    await asyncio.sleep(1.05)
+    await bench.ask(0)
+    assert bench.versions[0].not_woken == ""
+    await bench.residency.close()

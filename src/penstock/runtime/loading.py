@@ -184,14 +184,17 @@ class _Loading:
     # --- resting ---
 
     async def _revive(self) -> None:
-        """Loads again what rests, as it was. Raises: LoadError, TimeoutError; then it rests on."""
-        loaded = self._loaded
-        async with asyncio.timeout(self._options.load_timeout_s):
-            if loaded.executor == "inline":
-                await self._expect_same_files()
-                loaded.inline = await self._load_inline()
-            else:
-                loaded.pool = await self._checked_pool()
+        """Loads again what rests, as it was. Raises: LoadError; then it rests on."""
+        loaded, timeout_s = self._loaded, self._options.load_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                if loaded.executor == "inline":
+                    await self._expect_same_files()
+                    loaded.inline = await self._load_inline()
+                else:
+                    loaded.pool = await self._checked_pool()
+        except TimeoutError:
+            raise LoadError(f"it was not ready after load_timeout_s = {timeout_s:g} s") from None
         loaded.resting = False
         if loaded.inline is not None:
             self._watch(loaded.inline)

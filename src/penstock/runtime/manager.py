@@ -133,8 +133,7 @@ class Manager:
             if trouble and not entry.versions:
                 known.append(VersionStatus(name, "", lifecycle.UNAVAILABLE, trouble))
             for number, version in sorted(entry.versions.items()):
-                resting = version.loaded is not None and version.loaded.resting
-                reason = version.reason or trouble or (lifecycle.RESTING if resting else "")
+                reason = version.reason or trouble or _resting(version.loaded)
                 known.append(VersionStatus(name, str(number), version.state, reason))
         return known
 
@@ -399,20 +398,16 @@ class Manager:
         self.on_change()
 
     def _spawn(self, name: str, work: Coroutine[None, None, None]) -> None:
-        async def guarded() -> None:
-            try:
-                await work
-            except Exception:
-                log.exception("manager_task_failed", extra={"model": name})
-
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if not task.cancelled():
+                if (error := task.exception()) is not None:
+                    log.error("manager_task_failed", exc_info=error, extra={"model": name})
                 self._step(name)
             if self.started:  # from then on the collector looks so seldom that what loads leave would pile up
                 gc.collect()
 
-        task = asyncio.get_running_loop().create_task(guarded(), name=name)
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(done)
 
@@ -424,6 +419,12 @@ def _reasons(name: str, entry: _Model) -> str:
     if entry.wished.trouble:
         reasons.append(entry.wished.trouble)
     return f"model '{name}' has no ready version ({'; '.join(reasons) or 'none found'})"
+
+
+def _resting(loaded: LoadedVersion | None) -> str:
+    if loaded is None or not loaded.resting:
+        return ""
+    return f"{lifecycle.RESTING}; the last load failed: {loaded.not_woken}" if loaded.not_woken else lifecycle.RESTING
 
 
 def _ready(entry: _Model) -> dict[int, LoadedVersion]:

@@ -41,7 +41,6 @@ class _Entry:
     counted: bool = True  # its memory counts; not while it rests
     leaving: asyncio.Task[None] | None = None  # it gives its memory back
     failed_at: float = float("-inf")
-    error: str = ""
 
 
 class Residency:
@@ -83,10 +82,7 @@ class Residency:
         """
         if not self.active or version.revive is None:
             return
-        if self._budget is not None and version.size_bytes > self._budget:
-            raise LoadError(
-                f"model '{version.name}' takes {version.size_bytes} bytes, and models_memory_bytes is {self._budget}"
-            )
+        self._check_size(version)
         self._numbers += 1
         number = self._numbers
         entry = self._entries[number] = _Entry(version, time.monotonic())
@@ -138,8 +134,8 @@ class Residency:
         began = time.monotonic()
         reserved = 0
         try:
-            if entry.leaving is not None:
-                await entry.leaving
+            if entry.leaving is not None:  # not awaited itself: it goes on when this is cancelled, or when it fails
+                await asyncio.wait({entry.leaving})
             async with self._turn:
                 if not await self._make_room(version):
                     return
@@ -151,15 +147,17 @@ class Residency:
                 await version.revive()
         except Exception as error:
             self._failed += 1
-            entry.failed_at, entry.error = time.monotonic(), str(error) or type(error).__name__
+            entry.failed_at = time.monotonic()
+            version.not_woken = str(error) or type(error).__name__
             log.error(
-                "model_not_woken", extra={"model": version.name, "version": version.number, "error": entry.error},
+                "model_not_woken", extra={"model": version.name, "version": version.number, "error": version.not_woken},
                 exc_info=not isinstance(error, PenstockError | TimeoutError | MemoryError | OSError),
             )  # fmt: skip
             version.batcher.fail_waiting(_not_ready(entry))
         else:
             now = time.monotonic()
             entry.since, entry.counted = now, True
+            version.not_woken = ""
             version.loaded_s = now - loading
             self._loaded += 1
             log.debug(
@@ -175,7 +173,8 @@ class Residency:
             self._reserved -= reserved
 
     async def _make_room(self, version: LoadedVersion) -> bool:
-        """Whether there is room for it; false when nobody waits for it any more."""
+        """Whether there is room for it; false when nobody waits for it any more. Raises: LoadError, as `take_in`."""
+        self._check_size(version)  # it may have grown, in worker processes
         while version.batcher.in_flight:
             if self._budget is None:
                 return True
@@ -188,6 +187,12 @@ class Residency:
                 return True
             await self._somebody_idle()
         return False
+
+    def _check_size(self, version: LoadedVersion) -> None:
+        if self._budget is not None and version.size_bytes > self._budget:
+            raise LoadError(
+                f"model '{version.name}' takes {version.size_bytes} bytes, and models_memory_bytes is {self._budget}"
+            )
 
     async def _somebody_idle(self) -> None:
         """Returns when a version in memory has answered all it held, or after a moment."""
@@ -212,8 +217,10 @@ class Residency:
         entry.counted = False
         entry.leaving = task = self._spawn(entry.version.rest())
 
-        def left(_: asyncio.Task[None]) -> None:
+        def left(task: asyncio.Task[None]) -> None:
             entry.leaving = None
+            if not task.cancelled() and (error := task.exception()) is not None:  # the model's own, while it closed
+                log.error("model_not_closed", exc_info=error, extra={"model": entry.version.name})
             now = time.monotonic()
             if now - self._trimmed_at >= _TRIM_S:
                 self._trimmed_at = now
@@ -252,6 +259,6 @@ class Residency:
 def _not_ready(entry: _Entry) -> NotReady:
     version = entry.version
     return NotReady(
-        f"model '{version.name}' version {version.number} was to be loaded again and was not: {entry.error}",
+        f"model '{version.name}' version {version.number} was to be loaded again and was not: {version.not_woken}",
         retry_after_s=_PAUSE_S,
     )

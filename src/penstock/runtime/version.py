@@ -69,6 +69,7 @@ class LoadedVersion:
         self.closing = False
         self.size_bytes = 0  # memory that it takes while it is not resting, as measured; 0 when that was not asked for
         self.resting = False  # it gave its memory back; `revive` loads it again
+        self.not_woken = ""  # while it rests: why its last load failed
         self.moving = False  # from inline to worker processes
         self.revive: Callable[[], Awaitable[None]] | None = None  # None: it never rests
         self._rested_from = ""
