@@ -14,6 +14,8 @@ import aiohttp
 import pytest
 from test_fleet_controller_http import Api, Process, connected, ready
 
+from penstock.fleet.local.process import identity
+
 MODEL = """
 import penstock
 
@@ -34,7 +36,8 @@ def model(folder: Path, name: str, adds: str) -> str:
 
 
 def running(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    """Those that have not ended; whether their parent has taken note of that is not ours."""
+    return [pid for pid in pids if identity(pid) is not None]
 
 
 async def asked(http: str) -> float:
@@ -115,6 +118,16 @@ async def test_real_replicas_through_update_kill_and_rollback(
         await api.until(lambda now: now["stable"] == 4, within_s=40)
         (four,) = await serving(api)
         assert await asked(four["http"]) == 11.0
+
+        # Under its number a revision serves nothing else, whatever becomes of its files.
+        (tmp_path / "one.py").write_text(MODEL % "20")
+        os.kill((await api("GET", "/api/v1/deployments/m"))[1]["replicas"][-1]["pid"], signal.SIGKILL)
+        document = await api.until(lambda now: "deploy again" in now["message"], within_s=40)
+        assert (document["phase"], await serving(api)) == ("degraded", [])
+        (tmp_path / "one.py").write_text(MODEL % "10")
+        await api.until(ready, within_s=40)
+        (again,) = await serving(api)
+        assert await asked(again["http"]) == 11.0
 
         pids = [one["pid"] for one in (await api("GET", "/api/v1/deployments/m"))[1]["replicas"]]
         assert (await api("POST", "/internal/shutdown?grace_s=5"))[0] == 200

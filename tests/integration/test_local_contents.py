@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -49,7 +50,15 @@ async def test_archive_is_unpacked_once_and_a_new_one_is_another(replicas: Fleet
     assert await asyncio.to_thread(infer, one, 3.0) == [6.0]
     assert (unpacked / "model" / "model.py").stat().st_mtime_ns == before
     archive(replicas.folder, 5)
-    assert await Contents(place).folder_of(str(path)) != unpacked / "model"
+    assert (await Contents(place).folder_of(str(path)))[0] != unpacked / "model"
+    # A revision never changes: the archive of its first replica serves on, and once that is gone, no other does.
+    await replicas.driver.start(Launch("two", "deployed", 1, run, content=one.content))
+    two = await replicas.until("two", ReplicaState.READY)
+    assert await asyncio.to_thread(infer, two, 3.0) == [6.0]
+    assert two.content == one.content and two.content["archive"] == unpacked.name
+    shutil.rmtree(unpacked)
+    with pytest.raises(LoadError, match=r"no longer the archive .* deploy again"):
+        await replicas.driver.prepare(run, one.content)
 
 
 async def test_archive_that_leads_outside_is_refused_and_nothing_is_left(replicas: Fleet) -> None:

@@ -84,7 +84,14 @@ async def test_equal_files_share_an_environment_and_hashes_hold(
     caplog.set_level("INFO", "penstock.driver")
     caplog.clear()
     assert await _python(replicas, locked(replicas.folder, "copy", "# the same", "", hashed)) == one
+    # A revision never changes: the lines that its first replica had are kept, and nothing else takes their place.
+    changing = Path(locked(replicas.folder, "changing", hashed))
+    _, digest = await _environments(replicas).prepare(changing)
+    locked(replicas.folder, "changing", "weights==2.0")
+    assert await _environments(replicas).prepare(changing, digest) == (one, digest)
     assert not caplog.records, "what is built is built once"
+    with pytest.raises(LoadError, match=r"no longer the file .* deploy again"):
+        await _environments(replicas).prepare(changing, "0" * 64)
 
 
 async def test_replica_sees_its_own_packages_and_penstocks_and_no_others(replicas: Fleet) -> None:
@@ -157,7 +164,7 @@ async def test_two_builders_build_once_and_a_half_built_one_is_built_anew(
     pythons = await asyncio.gather(first.prepare(file), second.prepare(file), first.prepare(file))
     assert len(set(pythons)) == 1
     assert [line.message for line in caplog.records].count("environment_building") == 1
-    assert await asyncio.to_thread(subprocess.call, [pythons[0], "-c", "import weights"]) == 0
+    assert await asyncio.to_thread(subprocess.call, [pythons[0][0], "-c", "import weights"]) == 0
 
 
 async def test_real_package_in_two_versions(replicas: Fleet) -> None:
@@ -187,8 +194,11 @@ async def _side_by_side(fleet: Fleet, package: str, module: str, *versions: str)
 
 
 async def _python(fleet: Fleet, requirements: str) -> Path:
-    made = environments.Environments(fleet.settings.folder / "environments", f"{fleet.settings.fleet}:build")
-    return await made.prepare(Path(requirements))
+    return (await _environments(fleet).prepare(Path(requirements)))[0]
+
+
+def _environments(fleet: Fleet) -> environments.Environments:
+    return environments.Environments(fleet.settings.folder / "environments", f"{fleet.settings.fleet}:build")
 
 
 def _with(fleet: Fleet, requirements: str) -> Run:

@@ -424,6 +424,48 @@ async def test_restarted_controller_goes_on_with_the_replicas_there_are(memory: 
     assert memory.controller.tables.version > version
 
 
+async def test_revision_is_what_its_first_replica_loaded(memory: MemoryFleet) -> None:
+    memory.world.content["/a"] = {"1": "old"}
+    await memory.deploy("m", model="/a", replicas=2)
+    await memory.settle()
+    assert memory.serving() == {1: 2}
+    await memory.restart()
+    memory.world.content["/a"] = {"1": "new"}
+    memory.driver.fail(memory.replicas()[0].id, "killed")
+    await memory.settle(10)
+    assert memory.serving() == {1: 1}, "the one that loaded the old files"
+    assert "no longer those" in memory.view().troubles[1].reason
+    memory.world.content["/a"] = {"1": "old"}
+    await memory.settle(60)
+    assert memory.serving() == {1: 2}
+    await memory.change(memory.store.delete, "m", memory.now)
+    await memory.settle()
+    memory.world.content["/a"] = {"1": "new"}
+    await memory.deploy("m", model="/a")
+    await memory.settle()
+    assert memory.serving() == {1: 1}, "another deployment of the same name"
+
+
+async def test_replica_that_loaded_other_files_than_the_first_never_serves(memory: MemoryFleet) -> None:
+    """Both started before anybody knew what the revision is."""
+    memory.world.behaviour["/a"] = "starting"
+    memory.world.content["/a"] = {"1": "old"}
+    await memory.deploy("m", model="/a", replicas=2)
+    await memory.settle(1)
+    first, second = memory.replicas(1, "starting")
+    memory.world.replicas[second.id] = replace(second, content={"1": "new"})
+    memory.driver.set_ready(first.id)
+    memory.driver.set_ready(second.id)
+    assert [one.state for one in memory.controller.replicas()] == ["starting", "starting"], "not yet written down"
+    await memory.step()
+    assert [one.id for arm in memory.endpoint().arms for one in arm.upstreams] == [first.id]
+    said = await memory.change(memory.store.events, "m")
+    assert [one.message for one in said if second.id in one.message and "changed meanwhile" in one.message]
+    memory.come_up()
+    await memory.settle(10)
+    assert second.id not in [one.id for one in memory.replicas()]
+
+
 async def test_replica_of_nobody_is_stopped(memory: MemoryFleet) -> None:
     await memory.deploy("m", model="/a")
     await memory.settle()

@@ -16,8 +16,11 @@ from penstock.fleet.spec import Run
 MARKER = "fleet:one:0"
 
 
-def read(run: Run, shares: Mapping[int, float] | None = None, name: str = "fraud", **defaults: object) -> dict:
-    return tomllib.loads(command.configuration(name, run, Path("/m/model.onnx"), shares or {}, defaults))
+def read(
+    run: Run, shares: Mapping[int, float] | None = None, name: str = "fraud",
+    content: Mapping[str, str] | None = None, **defaults: object,
+) -> dict:  # fmt: skip
+    return tomllib.loads(command.configuration(name, run, Path("/m/model.onnx"), shares or {}, content or {}, defaults))
 
 
 def test_configuration_is_what_the_run_says_on_loopback() -> None:
@@ -35,6 +38,13 @@ def test_configuration_is_what_the_run_says_on_loopback() -> None:
             "threads": 3, "workers": 2, "labels": {"a b": 1}, "timeout_s": 0.5, "path": "/m/model.onnx", "trust": True
         }
     }  # fmt: skip
+
+
+def test_later_replica_of_a_revision_serves_its_versions_with_their_content_only() -> None:
+    content = {"1": "a" * 64, "2": "b" * 64, "archive": "c" * 64}
+    model = read(Run(model="/m", options={"versions": "all"}), content=content)["models"]["fraud"]
+    assert model["versions"] == "1,2"
+    assert model["sha256"] == {"1": "a" * 64, "2": "b" * 64}
 
 
 @pytest.mark.parametrize("text", ['a"b\\c', "new\nline", "del\x7f", "snow ☃ and \U0001f600", "nul\0", "\x1b[1m"])

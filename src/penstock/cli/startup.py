@@ -34,7 +34,8 @@ def _print(status: ServerStatus, options: ServerOptions) -> None:
         _print_for_people(status, options)
         return
     for model in status.models:
-        print(json.dumps({"event": "ready", **describe(status, model)}), flush=True)
+        line = {"event": "ready", **describe(status, model), "sha256": status.sha256[model.name]}
+        print(json.dumps(line), flush=True)
     serving = {"event": "serving", "http": status.http_url, "grpc": status.grpc_address or "", "pid": status.pid}
     print(json.dumps(serving), flush=True)
 

@@ -41,6 +41,7 @@ class Revision:
     phase: Phase = Phase.PENDING
     reason: str = ""  # of FAILED, for people: what happened, with the figures that decided
     phase_at: float = 0.0  # since when it is in this phase
+    content: Mapping[str, str] = field(default_factory=dict)  # what its first replica loaded, as `Replica.content`
 
 
 class ReplicaState(enum.StrEnum):
@@ -67,6 +68,8 @@ class Replica:
     reason: str = ""
     pid: int | None = None
     place: str = ""  # which GPUs, or which machine; the placement's word
+    # What it has loaded, known once READY: SHA-256 by version of the model, and of the files `archive`, `requirements`.
+    content: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

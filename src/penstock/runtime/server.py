@@ -14,7 +14,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class ServerStatus:
     grpc_address: str | None
     models: list[ModelDescription]
     pid: int
+    sha256: Mapping[str, Mapping[str, str]]  # of the content of every ready version, by model and version
 
 
 async def run(
@@ -259,7 +260,13 @@ def _status(engine: Engine, server: ServerOptions, http_port: int, grpc_port: in
         None if grpc_port is None else f"{host}:{grpc_port}",
         [engine.describe(name) for name in engine.models()],
         os.getpid(),
+        {name: _contents(engine, name) for name in engine.models()},
     )
+
+
+def _contents(engine: Engine, name: str) -> dict[str, str]:
+    versions = engine.describe(name).versions
+    return {str(version): engine.describe(name, str(version)).sha256 for version in versions}
 
 
 def _settle_garbage() -> None:

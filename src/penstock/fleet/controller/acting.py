@@ -56,6 +56,7 @@ class Actor:
         self.troubles: dict[Key, Trouble] = {}
         self.unplaced: dict[Key, str] = {}
         self.runs: Mapping[Key, Run] = {}  # of all revisions
+        self.contents: dict[Key, Mapping[str, str]] = {}  # what the first replica of each revision loaded
         self._placed: dict[str, tuple[str, dict[int, float]]] = {}
         self._noted: set[str] = set()  # failed replicas that were counted
         self._let_go: dict[str, float] = {}  # id -> grace; to be stopped once the next table is out
@@ -73,7 +74,7 @@ class Actor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def note(self, replicas: Sequence[Replica], now: float) -> None:
-        """Takes note of replicas that failed, that are gone, and of those that do well."""
+        """Takes note of replicas that failed or are gone, of what the ready ones loaded, and of those that do well."""
         for replica in replicas:
             key = (replica.deployment, replica.revision)
             if replica.state is ReplicaState.FAILED:
@@ -82,9 +83,9 @@ class Actor:
                     if replica.id not in self.leaving:
                         good = replica.ready_at is not None and now - replica.ready_at >= SETTLED_S
                         await self.trouble(key, replica.id, replica.reason or "it ended", now, first=good)
-            elif replica.state is ReplicaState.READY and (known := self.troubles.get(key)):
-                since = max(known.last_at, replica.ready_at or now)
-                if now - since >= SETTLED_S:
+            elif replica.state is ReplicaState.READY:
+                await self._note_content(key, replica, now)
+                if (known := self.troubles.get(key)) and now - max(known.last_at, replica.ready_at or now) >= SETTLED_S:
                     del self.troubles[key]
         there = {replica.id for replica in replicas}
         self.leaving &= there
@@ -96,6 +97,24 @@ class Actor:
         for key, (_, at) in list(self.unpreparable.items()):
             if now - at > _PREPARE_AGAIN_S:
                 del self.unpreparable[key]
+
+    async def _note_content(self, key: Key, replica: Replica, now: float) -> None:
+        """What the first replica of a revision loaded is the revision. One that loaded anything else never serves."""
+        content = self.contents.get(key)
+        if content is None or self.serves_as_noted(replica) or replica.id in self.leaving:
+            return
+        if not content:
+            await self._store_call(self._store.pin, *key, replica.content)
+            self.contents[key] = replica.content
+            return
+        reason = "it loaded other files than the replicas of this revision before it; they changed meanwhile"
+        await self.trouble(key, replica.id, reason, now)
+        self.release(replica.id, 0.0)
+
+    def serves_as_noted(self, replica: Replica) -> bool:
+        """Whether a replica loaded nothing but what is written down of its revision."""
+        content = self.contents.get((replica.deployment, replica.revision), {})
+        return all(content.get(key) == digest for key, digest in replica.content.items())
 
     async def trouble(self, key: Key, replica: str, reason: str, now: float, first: bool = False) -> None:
         """One more replica of a revision that ended unasked or did not come up."""
@@ -171,7 +190,7 @@ class Actor:
 
     async def _prepared(self, key: Key, run: Run) -> None:
         try:
-            await self._driver.prepare(run)
+            await self._driver.prepare(run, self.contents.get(key))
             self.prepared[key] = self._clock()
         except PenstockError as error:
             self.unpreparable[key] = (error.message, self._clock())
@@ -198,7 +217,7 @@ class Actor:
         self._placed[id] = (placed.place, shares)
         await self._store_call(self._store.placed, id, name, revision, placed.place, shares, now)
         try:
-            await self._driver.start(Launch(id, name, revision, run, placed.place, shares))
+            await self._driver.start(Launch(id, name, revision, run, placed.place, shares, self.contents.get(key, {})))
         except Exception as error:
             reason = error.message if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
             if not isinstance(error, (PenstockError, OSError)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -128,8 +129,9 @@ class Controller:
         return {name: self._view(record, by_name.get(name, [])) for name, record in self.records.items()}
 
     def replicas(self) -> list[Replica]:
-        """The driver's, where those that wait for routers to let go of them are draining."""
-        return [_overlaid(one, self.actor.leaving) for one in self.driver.replicas()]
+        """The driver's, where those that wait for routers to let go of them are draining, and those of which it is not
+        written down what they loaded still start."""
+        return [_overlaid(one, self.actor) for one in self.driver.replicas()]
 
     # The loop
 
@@ -236,6 +238,11 @@ class Controller:
             self.tenants = {one.name: one for one in await self.call(tenants.tenants, self.store)}
             self.actor.runs = {
                 (name, revision.number): revision.run
+                for name, record in self.records.items()
+                for revision in record.state.revisions
+            }
+            self.actor.contents = {
+                (name, revision.number): revision.content
                 for name, record in self.records.items()
                 for revision in record.state.revisions
             }
@@ -371,10 +378,11 @@ def _of(known: Mapping[tuple[str, int], T], name: str) -> dict[int, T]:
     return {number: value for (deployment, number), value in known.items() if deployment == name}
 
 
-def _overlaid(replica: Replica, leaving: set[str]) -> Replica:
-    if replica.id not in leaving or replica.state is ReplicaState.FAILED:
+def _overlaid(replica: Replica, actor: Actor) -> Replica:
+    if replica.state is ReplicaState.FAILED:
         return replica
-    return Replica(
-        replica.id, replica.deployment, replica.revision, ReplicaState.DRAINING, replica.http, replica.grpc,
-        replica.started_at, replica.ready_at, replica.reason, replica.pid, replica.place,
-    )  # fmt: skip
+    if replica.id in actor.leaving:
+        return dataclasses.replace(replica, state=ReplicaState.DRAINING)
+    if replica.state is ReplicaState.READY and not actor.serves_as_noted(replica):
+        return dataclasses.replace(replica, state=ReplicaState.STARTING)
+    return replica

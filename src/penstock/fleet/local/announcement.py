@@ -1,4 +1,4 @@
-"""The line in a replica's log by which it says that it serves, and where."""
+"""The lines in a replica's log by which it says that it serves, where, and what it has loaded."""
 
 from __future__ import annotations
 
@@ -18,13 +18,24 @@ class Serving(msgspec.Struct):
     http: str
     grpc: str
     pid: int
+    content: dict[str, str] = {}  # SHA-256 of what it has loaded, by version
+
+
+class _Ready(msgspec.Struct):
+    """The line about one model, before the one that it serves."""
+
+    event: str
+    model: str
+    sha256: dict[str, str] = {}
 
 
 class Listener:
-    """Reads a log from its beginning on, until the process `pid` says that it serves."""
+    """Reads a log from its beginning on, until the process `pid` says that it serves. Of its models, `name` counts."""
 
-    def __init__(self, log: Path, pid: int | None) -> None:
+    def __init__(self, log: Path, name: str, pid: int | None) -> None:
         self._log = log
+        self._name = name
+        self._content: dict[str, str] = {}
         self._pid = pid
         self._position = 0
         self._rest = b""
@@ -39,10 +50,16 @@ class Listener:
         return None
 
     def _serving(self, line: bytes) -> Serving | None:
+        if b'"ready"' in line:
+            with contextlib.suppress(msgspec.DecodeError):
+                ready = msgspec.json.decode(line, type=_Ready)
+                if ready.event == "ready" and ready.model == self._name:
+                    self._content = {version: digest for version, digest in ready.sha256.items() if digest}
         if b'"serving"' in line:
             with contextlib.suppress(msgspec.DecodeError):
                 said = msgspec.json.decode(line, type=Serving)
                 if said.event == "serving" and said.pid == self._pid:  # not what user code has printed
+                    said.content = self._content
                     return said
         return None
 

@@ -25,10 +25,11 @@ _LEAST_SHARE = 1e-6  # of a GPU: the smallest that is written
 
 
 def configuration(
-    name: str, run: Run, path: Path, gpu_shares: Mapping[int, float], defaults: Mapping[str, object]
-) -> str:
-    """The `penstock.toml` of one replica. `path` is what it serves; `defaults` are model options that hold where
-    the run sets none.
+    name: str, run: Run, path: Path, gpu_shares: Mapping[int, float], content: Mapping[str, str],
+    defaults: Mapping[str, object],
+) -> str:  # fmt: skip
+    """The `penstock.toml` of one replica. `path` is what it serves, `content` the only one that it may have;
+    `defaults` are model options that hold where the run sets none.
 
     Raises:
         InvalidInput: the run sets what only the platform may.
@@ -49,6 +50,9 @@ def configuration(
         "host": "127.0.0.1", "http_port": 0, "grpc_port": 0, "log_format": "json", "lame_duck_s": 0,
     }  # fmt: skip
     model: dict[str, object] = {**defaults, **_on_gpus(gpu_shares), **run.options, "path": str(path)}
+    if versions := {key: digest for key, digest in content.items() if key.isdecimal()}:
+        model["versions"] = ",".join(versions)
+        model["sha256"] = versions
     if run.trust:
         model["trust"] = True
     if run.graph:

@@ -31,25 +31,38 @@ class Contents:
         # By path, of an archive whose file is the same: a start from zero has no time to read gigabytes again.
         self._digests: dict[Path, tuple[tuple[int, ...], str]] = {}
 
-    async def folder_of(self, model: str) -> Path:
-        """What a replica serves: `model` itself, or the folder that it is unpacked into.
+    async def folder_of(self, model: str, expected: str = "") -> tuple[Path, str]:
+        """What a replica serves: `model` itself, or the folder that it is unpacked into; and the archive's SHA-256, ""
+        of what is none. `expected` is the digest that it has to have: an archive that is unpacked serves on, whatever
+        became of its file.
 
         Raises:
-            LoadError: it cannot be read or unpacked.
+            LoadError: it cannot be read or unpacked, or has another content.
         """
         archive = Path(model)
+        stem = archive.name[: -len(_suffix(archive))] or "model"
+        if expected:
+            kept = self._place / expected / stem
+            if await asyncio.to_thread(kept.is_dir):
+                await asyncio.to_thread(disused.note_use, kept.parent)
+                return kept, expected
         if not await asyncio.to_thread(_is_archive, archive):
-            return archive
+            return archive, ""
         try:
             digest = await asyncio.to_thread(self._digest, archive)
         except OSError as error:
             raise LoadError(f"{archive} cannot be read: {error.strerror}") from error
-        folder = self._place / digest / (archive.name[: -len(_suffix(archive))] or "model")
+        if expected and digest != expected:
+            raise LoadError(
+                f"{archive} is no longer the archive that this revision was made of, and a revision never changes: "
+                "deploy again to serve the new one, or put the old one back"
+            )
+        folder = self._place / digest / stem
         if not await asyncio.to_thread(folder.is_dir):
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             await _unpack([str(archive), str(folder)], folder)
         await asyncio.to_thread(disused.note_use, folder.parent)
-        return folder
+        return folder, digest
 
     def _digest(self, archive: Path) -> str:
         with archive.open("rb") as file:

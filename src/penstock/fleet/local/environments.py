@@ -33,6 +33,7 @@ log = logging.getLogger("penstock.driver")
 
 _LOCK_LOOK_S = 0.2
 _LINES = 8
+_LINES_FILE = "requirements.txt"
 _BUILD_TIMEOUT_S = 1800.0
 _LAYOUT = "1"  # of what is built here; another number makes all environments anew
 # What a replica needs at the least, in the environment as it will run there.
@@ -52,30 +53,48 @@ class Environments:
         self._building: dict[str, asyncio.Lock] = {}
         self._parts: list[overlay.Part] | None = None  # of the penstock that runs here, which does not change
 
-    async def prepare(self, requirements: Path) -> Path:
-        """The interpreter of the environment that the file describes, which is built if it is not there.
+    async def prepare(self, requirements: Path, expected: str = "") -> tuple[Path, str]:
+        """The interpreter of the environment that the file describes, which is built if it is not there; and the
+        SHA-256 of the file's lines. `expected` is what that has to be: where the file has changed since, the lines of
+        an environment that was built of the old ones count.
 
         Raises:
-            LoadError: the file does not lock versions, or the build failed; with its last lines.
+            LoadError: the file does not lock versions, is another than expected, or the build failed; with its last
+                lines.
         """
-        locked, made_of, digest = await asyncio.to_thread(self._describe, requirements)
+        locked, made_of, digest = await asyncio.to_thread(self._describe, requirements, expected)
         place = self._folder / digest
         if await asyncio.to_thread(_complete, place):
             await asyncio.to_thread(disused.note_use, place)
-            return _python(place)
+            return _python(place), _sha256(locked)
         async with self._building.setdefault(digest, asyncio.Lock()), self._locked(digest) as lock:
             if not await asyncio.to_thread(_complete, place):
                 await self._build(place, requirements, locked, made_of, lock)
-        return _python(place)
+        return _python(place), _sha256(locked)
 
-    def _describe(self, requirements: Path) -> tuple[lock_file.Locked, list[overlay.Part], str]:
-        locked = lock_file.read(requirements)
+    def _describe(self, requirements: Path, expected: str) -> tuple[lock_file.Locked, list[overlay.Part], str]:
+        locked = self._kept(expected) if expected else None
+        if locked is None:
+            locked = lock_file.read(requirements)
+            if expected and _sha256(locked) != expected:
+                raise LoadError(
+                    f"requirements {requirements}: no longer the file that this revision was made of, and a revision "
+                    "never changes: deploy again to use the new one, or put the old one back"
+                )
         made_of = self._parts = self._parts or overlay.parts()
         digest = hashlib.sha256()
         facts = (_LAYOUT, sys.version, sysconfig.get_platform(), sys.executable, sys.base_prefix, locked.text)
         for fact in (*facts, *(f"{part.name} {part.version} {part.entries}" for part in made_of)):
             digest.update(fact.encode(errors="surrogateescape") + b"\0")
         return locked, made_of, digest.hexdigest()[:40]
+
+    def _kept(self, expected: str) -> lock_file.Locked | None:
+        """The lines with this digest, from an environment that was built of them."""
+        for file in self._folder.glob(f"*/{_LINES_FILE}"):
+            with contextlib.suppress(LoadError):
+                if _sha256(locked := lock_file.read(file)) == expected:
+                    return locked
+        return None
 
     async def _build(
         self, place: Path, requirements: Path, locked: lock_file.Locked, made_of: list[overlay.Part], lock: int
@@ -108,7 +127,7 @@ class Environments:
     async def _steps(
         self, place: Path, locked: lock_file.Locked, made_of: list[overlay.Part], output: int, lock: int
     ) -> None:
-        wished = place / "requirements.txt"
+        wished = place / _LINES_FILE
         uv = shutil.which("uv", path=self._environ.get("PATH"))
         pip = importlib.util.find_spec("pip") is not None
         if uv is not None:
@@ -192,6 +211,10 @@ def _python(place: Path) -> Path:
 
 def _site_packages(place: Path) -> Path:
     return place / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+
+
+def _sha256(locked: lock_file.Locked) -> str:
+    return hashlib.sha256(locked.text.encode()).hexdigest()
 
 
 def _replaced(site_packages: Path, made_of: list[overlay.Part]) -> list[str]:

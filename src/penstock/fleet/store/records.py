@@ -102,8 +102,9 @@ def wish_of(row: RowMapping) -> Deployment:
 def revision_of(row: RowMapping) -> Revision:
     run = msgspec.json.decode(row["run"], type=Run)
     return Revision(
-        row["deployment"], row["number"], run, row["created_at"], Phase(row["phase"]), row["reason"], row["phase_at"]
-    )
+        row["deployment"], row["number"], run, row["created_at"], Phase(row["phase"]), row["reason"], row["phase_at"],
+        json.loads(row["content"] or "{}"),
+    )  # fmt: skip
 
 
 def experiment_of(row: RowMapping) -> Experiment:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, delete, insert, select, update
 
 from penstock.core.errors import InvalidInput, NotFound
 from penstock.core.nearest import nearest
@@ -65,14 +66,30 @@ def get(connection: Connection, name: str) -> Record:
     if found is None:
         known = connection.execute(select(schema.deployments.c.name)).scalars().all()
         raise NotFound(f"there is no deployment {name[:80]!r}{nearest(name, known)}")
-    table = schema.revisions
-    query = select(table).where(table.c.deployment == name).order_by(table.c.number)
+    query = select_revisions().where(schema.revisions.c.deployment == name)
     revisions = tuple(revision_of(one) for one in connection.execute(query).mappings())
     running = schema.experiments
     experiment = connection.execute(
         select(running).where(running.c.deployment == name, running.c.ended_at.is_(None))
     ).mappings()
     return record_of(found, revisions, experiment.first())
+
+
+def select_revisions() -> Select[Any]:
+    """Revisions with their contents, oldest first."""
+    table, contents = schema.revisions, schema.contents
+    same = (table.c.deployment == contents.c.deployment) & (table.c.number == contents.c.revision)
+    joined = table.outerjoin(contents, same)
+    return select(table, contents.c.content).select_from(joined).order_by(table.c.deployment, table.c.number)
+
+
+def pin(connection: Connection, name: str, number: int, content: Mapping[str, str]) -> None:
+    """Keeps what a revision's first replica loaded; what is kept already stays."""
+    table = schema.contents
+    known = connection.execute(select(table.c.content).where(table.c.deployment == name, table.c.revision == number))
+    if known.first() is None:
+        connection.execute(insert(table).values(deployment=name, revision=number, content=text(dict(content))))
+        bump(connection)
 
 
 def usable(connection: Connection, name: str) -> Record:
@@ -144,6 +161,9 @@ def forget_revisions(connection: Connection, name: str, up_to: int) -> None:
     table = schema.revisions
     gone = table.c.phase.not_in([phase.value for phase in MEMBERS])
     connection.execute(delete(table).where(table.c.deployment == name, table.c.number <= up_to, gone))
+    left = select(table.c.number).where(table.c.deployment == name)
+    contents = schema.contents
+    connection.execute(delete(contents).where(contents.c.deployment == name, contents.c.revision.not_in(left)))
 
 
 def check_shadow(connection: Connection, wish: Deployment, number: int, now: float) -> None:

@@ -163,6 +163,15 @@ revisions = Table(
     Column("reason", Text, nullable=False),
 )
 
+# What the first replica of a revision loaded; later ones load the same or do not start.
+contents = Table(
+    "contents",
+    metadata,
+    Column("deployment", _NAME, primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("content", Text, nullable=False),  # JSON, as `state.Replica.content`
+)
+
 # `ended_at` is null for the one that goes on. `verdict` is JSON: why it ended. Ids are never used again, because
 # statistics and decisions outlive their deployment.
 experiments = Table(

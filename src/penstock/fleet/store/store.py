@@ -26,6 +26,7 @@ from penstock.fleet.store.records import (
     revision_of,
     text,
 )
+from penstock.fleet.store.rows import select_revisions
 
 
 class Store:
@@ -64,9 +65,8 @@ class Store:
         with self.reading() as connection:
             version = int(connection.execute(select(schema.fleet.c.version)).scalar_one())
             rows = connection.execute(select(schema.deployments).order_by(schema.deployments.c.name)).mappings().all()
-            found = select(schema.revisions).order_by(schema.revisions.c.deployment, schema.revisions.c.number)
             revisions: dict[str, list[Revision]] = {}
-            for row in connection.execute(found).mappings():
+            for row in connection.execute(select_revisions()).mappings():
                 revisions.setdefault(row["deployment"], []).append(revision_of(row))
             running = select(schema.experiments).where(schema.experiments.c.ended_at.is_(None))
             experiments = {row["deployment"]: row for row in connection.execute(running).mappings()}
@@ -232,6 +232,7 @@ class Store:
             for table, column in (
                 (schema.deployments, schema.deployments.c.name),
                 (schema.revisions, schema.revisions.c.deployment),
+                (schema.contents, schema.contents.c.deployment),
                 (schema.experiments, schema.experiments.c.deployment),
                 (schema.events, schema.events.c.deployment),
                 (schema.placements, schema.placements.c.deployment),
@@ -344,6 +345,11 @@ class Store:
                 row["replica"]: (row["place"], {int(k): v for k, v in json.loads(row["gpu_shares"]).items()})
                 for row in connection.execute(select(schema.placements)).mappings()
             }
+
+    def pin(self, name: str, number: int, content: Mapping[str, str]) -> None:
+        """Keeps what the first replica of a revision loaded; of a later one nothing changes."""
+        with self.writing() as connection:
+            rows.pin(connection, name, number, content)
 
     def unplaced(self, replicas: Sequence[str]) -> None:
         with self.writing() as connection:
