@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from penstock.core.errors import InvalidInput, LoadError, NotFound, Unsupported
+from penstock.runtime.engine import Engine
 from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.repository import ModelRepository
 from penstock.runtime.sources import Source
 from penstock.runtime.sources.local import LocalSource
 from penstock.runtime.sources.memory import MemorySource
+from penstock.runtime.tracing import Tracing
 from penstock.telemetry.metrics import Metrics
 
 CODE = b"""
@@ -34,6 +36,7 @@ async def explicit(source: Source, accept_code: bool = True) -> AsyncIterator[tu
     manager = Manager(Metrics(), 2)
     options = ServerOptions(model_control="explicit", load_models=("*",), accept_code=accept_code)
     repository = ModelRepository([source], manager, options)
+    manager.door = Engine(manager, repository, Tracing(), Metrics(), lambda update: {})
     await repository.start()
     manager.started = True
     try:
@@ -155,6 +158,43 @@ async def test_code_in_a_load_call_is_refused_unless_accept_code_allows_it(sourc
     async with explicit(source) as (repository, manager):
         await repository.load("fresh", {"backend": "python"}, files)
         assert manager.names() == ["fresh", "m"]
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "kind: Graph\nsequence:\n  - url: http://169.254.169.254/latest\n",
+        "kind: Graph\nsequence:\n  - ensemble:\n      - model: m\n      - endpoint: fraud\n",
+        '{"apiVersion": "serving.kserve.io/v1alpha1", "kind": "InferenceGraph", "spec": {"nodes": {"root": '
+        '{"routerType": "Sequence", "steps": [{"serviceUrl": "http://127.0.0.1:1/admin"}]}}}}',
+    ],
+)
+async def test_a_load_call_brings_no_graph_that_asks_elsewhere(source: Source, graph: str) -> None:
+    async with explicit(source, accept_code=False) as (repository, manager):
+        with pytest.raises(Unsupported, match=r"ask (http://1|endpoint fraud).*--accept-code"):
+            await repository.load("fresh", {"max_batch_size": 0}, {"1/graph.yaml": graph.encode()})
+        assert manager.names() == ["m"]
+
+
+async def test_a_load_call_names_no_file_that_the_server_would_write(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_bytes(CODE)
+    graph = b"kind: Graph\ninputs: {x: 'f8[n]'}\noutputs: {y: 'f8[n]'}\nrouter:\n  - model: m\n"
+    (tmp_path / "own.yaml").write_bytes(graph)
+    own = str(tmp_path / "own.json")
+    source = MemorySource(
+        [
+            ModelOptions(name="m", path=f"{tmp_path}/own.py:model"),
+            ModelOptions(name="graph", path=f"{tmp_path}/own.yaml", options={"state": own}),
+        ]
+    )
+    theirs = {"parameters": {"state": {"string_value": str(tmp_path / "theirs.json")}}}
+    async with explicit(source, accept_code=False) as (repository, manager):
+        for name, files in (("graph", None), ("fresh", {"1/graph.yaml": graph})):
+            with pytest.raises(Unsupported, match="`state`"):
+                await repository.load(name, theirs, files)
+        await repository.load("graph", {"max_batch_size": 0}, None)  # its owner's own file stays
+        await repository.load("fresh", {"max_batch_size": 0}, {"1/graph.yaml": graph})  # it asks only models here
+        assert manager.names() == ["fresh", "graph", "m"]
 
 
 async def test_model_that_has_never_answered_does_not_take_the_others_out_of_rotation(source: Source) -> None:

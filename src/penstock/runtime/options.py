@@ -74,7 +74,11 @@ class ServerOptions:
         unit="s", minimum=0.1,
     )  # fmt: skip
     load_models: tuple[str, ...] = option((), "With explicit control: models to load at the start; `*` is all.")
-    accept_code: bool = option(False, "With explicit control: let load calls bring Python code, which can do anything.")
+    accept_code: bool = option(
+        False,
+        "With explicit control: let load calls bring Python code, which can do anything, and graphs that ask other "
+        "servers.",
+    )
     timing_headers: bool = option(False, "Put the time split into a Server-Timing header of every answer.")
     access_log: bool = option(False, "Log a line for every request.")
     trace_endpoint: str | None = option(

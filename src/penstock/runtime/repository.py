@@ -16,6 +16,8 @@ from weakref import WeakValueDictionary
 from penstock.core.errors import InvalidInput, LoadError, NotFound, PenstockError, Unsupported
 from penstock.runtime import lifecycle
 from penstock.runtime.disk import from_disk
+from penstock.runtime.graphs import files as graph_files
+from penstock.runtime.graphs.files import ADAPTER as GRAPH
 from penstock.runtime.manager import Manager
 from penstock.runtime.options import ModelOptions, ServerOptions
 from penstock.runtime.sources import Source, WishedModel
@@ -96,6 +98,7 @@ class ModelRepository:
                 if config:
                     offered = dataclasses.replace(offered, options=options_from_config(config, offered.options))
                 if files or config:
+                    self._check_reach(model, offered)
                     self._overrides[model] = offered
                 asked_before = model in self._asked
                 self._asked.add(model)
@@ -241,12 +244,29 @@ class ModelRepository:
         found = LocalSource([dataclasses.replace(base, name=model, path=str(folder), trust=False)]).poll()
         if model not in found:
             raise InvalidInput("the files of the call hold no model; name them like `file:1/model.onnx`")
-        if found[model].adapter == "python" and not self._options.accept_code:
-            raise Unsupported(
-                "this load call brings Python code, which could do anything here: put it into the model's folder, or "
-                "start the server with --accept-code"
-            )
         return found[model]
+
+    def _check_reach(self, model: str, brought: WishedModel) -> None:
+        """What a call brings may do no more than compute, unless the server's owner said so. Raises: Unsupported."""
+        if self._options.accept_code:
+            return
+        paths = [version.path for version in brought.versions.values()]
+        own = self._offered.get(model)
+        if own is not None and paths == [version.path for version in own.versions.values()]:
+            paths = []  # the files are the owner's, the settings are the call's
+        remedy = "put it into the model's folder, or start the server with --accept-code"
+        if brought.adapter == "python" and paths:
+            raise Unsupported(f"this load call brings Python code, which could do anything here: {remedy}")
+        if brought.adapter != GRAPH:
+            return
+        for path in paths:
+            if asked := graph_files.elsewhere(path, model):
+                raise Unsupported(
+                    f"this load call brings a graph that has this server ask {', '.join(asked[:4])}, which may be "
+                    f"anything that it can reach: {remedy}"
+                )
+        if brought.options.options.get("state") != (own.options.options.get("state") if own is not None else None):
+            raise Unsupported(f"this load call sets `state`, a file that this server would write: {remedy}")
 
 
 def _write_files(files: Mapping[str, bytes]) -> Path:

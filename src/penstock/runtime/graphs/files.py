@@ -7,7 +7,7 @@ from pathlib import Path
 from penstock.core.errors import InvalidInput, LoadError, Unsupported
 from penstock.core.servable import LoadContext, Servable
 from penstock.graphs import reading
-from penstock.graphs.definition import Graph
+from penstock.graphs.definition import MODEL, Graph
 
 ADAPTER = "graph"
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -55,6 +55,16 @@ def needs(path: Path, name: str) -> tuple[str, ...]:
         return read(path, name).models()
     except LoadError:
         return ()
+
+
+def elsewhere(path: Path, name: str) -> tuple[str, ...]:
+    """Whom the graph may ask besides models that must be in the same server, each once; none where the file cannot be
+    read, which loading it will tell."""
+    try:
+        targets = [step.target for _, step in read(path, name).calls()]
+    except LoadError:
+        return ()
+    return tuple(dict.fromkeys(str(target) for target in targets if target.kind != MODEL))
 
 
 def _beginning(file: Path) -> str:
