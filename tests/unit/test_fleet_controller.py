@@ -235,6 +235,19 @@ async def test_dead_replica_is_replaced_at_once_and_then_with_backoff(memory: Me
     assert memory.phase(1) == "ready"  # what serves is tried for ever
 
 
+async def test_clock_that_is_set_back_holds_up_no_replacement(memory: MemoryFleet) -> None:
+    await memory.deploy("m", model="/a")
+    await memory.settle()
+    for _ in range(3):
+        memory.driver.fail(memory.replicas(1)[0].id, "killed")
+        await memory.settle(4)
+    memory.driver.fail(memory.replicas(1)[0].id, "killed")
+    await memory.step()
+    memory.now -= 3600
+    await memory.settle(10)
+    assert memory.serving() == {1: 1}
+
+
 async def test_good_time_ends_a_series_of_failures(memory: MemoryFleet) -> None:
     await memory.deploy("m", model="/a")
     await memory.settle()

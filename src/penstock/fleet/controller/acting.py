@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -95,8 +96,11 @@ class Actor:
                 del self._placed[id]
             await self._store_call(self._store.unplaced, gone)
         for key, (_, at) in list(self.unpreparable.items()):
-            if now - at > _PREPARE_AGAIN_S:
+            if not 0 <= now - at <= _PREPARE_AGAIN_S:
                 del self.unpreparable[key]
+        for key, known in self.troubles.items():
+            if known.last_at > now:  # the clock was set back: nobody waits until it was what it has been
+                self.troubles[key] = dataclasses.replace(known, last_at=now)
 
     async def _note_content(self, key: Key, replica: Replica, now: float) -> None:
         """What the first replica of a revision loaded is the revision. One that loaded anything else never serves."""
