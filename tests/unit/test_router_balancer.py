@@ -10,7 +10,7 @@ import pytest
 from penstock.core.errors import DeadlineExceeded, NotFound, NotReady, Overloaded, PenstockError
 from penstock.fleet.router.balancer import Balancer
 from penstock.fleet.router.budget import RetryBudget
-from penstock.fleet.router.lanes import Service, Upstream, Waiter
+from penstock.fleet.router.lanes import Lane, Service, Upstream, Waiter
 from penstock.fleet.router.table import CompiledTable
 from penstock.fleet.routes import Arm, Endpoint, Table
 from penstock.fleet.routes import Upstream as Address
@@ -72,12 +72,16 @@ class Bench:
     def service(self) -> Service:
         return self.balancer.services["fraud"]
 
+    def lane(self, index: int | None) -> Lane | None:
+        return None if index is None else self.service.lanes[index]
+
     def acquire(self, index: int | None = 0, **more: object) -> Upstream | None:
-        return self.balancer.acquire(self.service, index, self.clock.now, **more)  # type: ignore[arg-type]
+        return self.balancer.acquire(self.service, self.lane(index), self.clock.now, **more)  # type: ignore[arg-type]
 
     def wait(self, index: int | None = 0, tenant: str = "") -> Held:
         held = Held()
-        self.balancer.wait(self.service, Waiter(held, index, None, tenant, 1.0, self.clock.now + 60, self.clock.now))
+        now = self.clock.now
+        self.balancer.wait(self.service, Waiter(held, self.lane(index), None, tenant, 1.0, now + 60, now))
         return held
 
     def release(self, upstream: Upstream) -> None:
@@ -156,7 +160,7 @@ def test_cancelled_waiters_are_passed_over() -> None:
     first = bench.acquire()
     assert first is not None
     left, stays = Held(), Held()
-    waiters = [Waiter(held, 0, None, "", 1.0, 200.0, 100.0) for held in (left, stays)]
+    waiters = [Waiter(held, bench.lane(0), None, "", 1.0, 200.0, 100.0) for held in (left, stays)]
     for waiter in waiters:
         bench.balancer.wait(bench.service, waiter)
     bench.balancer.cancel(waiters[0])
@@ -238,6 +242,18 @@ def test_who_waits_for_an_arm_that_goes_is_placed_anew() -> None:
     assert bench.gone == [two]
     bench.release(two)
     assert two.in_flight == 0
+
+
+def test_who_waits_while_arms_move_is_never_given_the_one_that_came_to_its_place() -> None:
+    bench = Bench(arm(1, 0.5, "a"), arm(2, 0.5, "b"), max_in_flight=1)
+    one, two = bench.acquire(0), bench.acquire(1)
+    held = bench.wait(1)
+    bench.table(arm(1, 1.0, "a"), arm(3, 0.0, "shadow"))
+    assert held.upstream is None
+    assert one is not None and two is not None
+    bench.release(two)
+    bench.release(one)
+    assert held.upstream is one
 
 
 def test_replicas_keep_their_state_over_tables() -> None:

@@ -118,21 +118,23 @@ class Balancer:
 
     # --- taking and giving back -----------------------------------------------------------------------------------
 
-    def draw(self, service: Service) -> int:
-        """The index of an arm, by the weights."""
-        if service.single:
-            return 0
-        return draw(service.endpoint.arms, random.random()) if service.drawable else self._stable(service)
+    def draw(self, service: Service) -> Lane | None:
+        """The lane of an arm, by the weights; the stable one where none has a weight."""
+        lanes = service.lanes
+        if service.drawable:
+            return lanes[0] if service.single else lanes[draw(service.endpoint.arms, random.random())]
+        return service.by_revision.get(service.endpoint.stable) or (lanes[0] if lanes else None)
 
     def acquire(
-        self, service: Service, index: int | None, now: float, session: bytes | None = None,
+        self, service: Service, drawn: Lane | None, now: float, session: bytes | None = None,
         avoid: Upstream | None = None, *, again: bool = False,
     ) -> Upstream | None:  # fmt: skip
-        """A place at a replica of that arm (or of one that stands in for it); None when the request has to wait.
+        """A place at a replica of that lane (or of one that stands in for it; None: any, by the weights). None when the
+        request has to wait.
 
         `again`: the request was counted before. `avoid` is never the one.
         """
-        lane = self._lane(service, index)
+        lane = self._lane(service, drawn)
         if lane is None or (lane.queue is not None and len(lane.queue)):
             return None  # who waits already comes first
         upstream = self._pick(lane, session, avoid)
@@ -221,7 +223,7 @@ class Balancer:
             lane.meter.leave(self.clock())
 
     async def take(
-        self, service: Service, index: int | None, *, deadline: float, session: bytes | None = None,
+        self, service: Service, drawn: Lane | None, *, deadline: float, session: bytes | None = None,
         tenant: str = "", weight: float = 1.0, avoid: Upstream | None = None, again: bool = False,
     ) -> Upstream:  # fmt: skip
         """A place at a replica, now or later. `deadline` is of the balancer's clock.
@@ -232,11 +234,11 @@ class Balancer:
             DeadlineExceeded: it passed while the request waited.
         """
         now = self.clock()
-        upstream = self.acquire(service, index, now, session, avoid, again=again)
+        upstream = self.acquire(service, drawn, now, session, avoid, again=again)
         if upstream is not None:
             return upstream
         held = _Future(asyncio.get_running_loop().create_future())
-        waiter = Waiter(held, index, session, tenant, weight, deadline, now, avoid)
+        waiter = Waiter(held, drawn, session, tenant, weight, deadline, now, avoid)
         self.wait(service, waiter, again=again)
         try:
             async with asyncio.timeout(max(0.0, deadline - now)):
@@ -254,7 +256,7 @@ class Balancer:
         endpoint = service.endpoint
         if service.gone:
             return NotFound(f"there is no deployment {endpoint.name}")
-        lane = self._lane(service, waiter.index)
+        lane = self._lane(service, waiter.drawn)
         if lane is None:
             if not endpoint.waking:
                 return NotReady(f"{endpoint.name} has no replica that is ready", retry_after_s=_RETRY_AFTER_S)
@@ -304,8 +306,8 @@ class Balancer:
                     self._place(service, waiter)
 
     def _place(self, service: Service, waiter: Waiter) -> None:
-        if waiter.index is not None and waiter.index >= len(service.lanes):
-            waiter.index = None
+        if waiter.drawn not in service.lanes:  # its arm is gone: it is drawn anew
+            waiter.drawn = None
         error = self._join(service, waiter)
         if error is not None:
             waiter.held.refused(error)
@@ -323,32 +325,23 @@ class Balancer:
 
     # --------------------------------------------------------------------------------------------------------------
 
-    def _lane(self, service: Service, index: int | None) -> Lane | None:
-        """The lane of an arm, or the one that stands in for it. None: there is no replica at all."""
-        lanes = service.lanes
-        if index is None and lanes:
-            index = self.draw(service)
-        if index is not None and index < len(lanes):
-            lane = lanes[index]
-            if len(lane.upstreams) > lane.ejected:
-                return lane
+    def _lane(self, service: Service, drawn: Lane | None) -> Lane | None:
+        """The lane that was drawn, or the one that stands in for it. None: there is no replica at all."""
+        if drawn is None:
+            drawn = self.draw(service)
+        if drawn is not None and len(drawn.upstreams) > drawn.ejected:
+            return drawn
         stable = service.by_revision.get(service.endpoint.stable)
         if stable is not None and stable.usable:
             return stable
         # Those without a weight are not for callers: shadows, and arms that a policy took out.
-        candidates = [lane for lane in lanes if lane.upstreams and (lane.weight > 0.0 or lane is stable)]
+        candidates = [lane for lane in service.lanes if lane.upstreams and (lane.weight > 0.0 or lane is stable)]
         for lane in candidates:
             if lane.usable:
                 return lane
-        if index is not None and index < len(lanes) and lanes[index] in candidates:
-            return lanes[index]
+        if drawn in candidates:
+            return drawn
         return candidates[0] if candidates else None
-
-    def _stable(self, service: Service) -> int:
-        for index, arm in enumerate(service.endpoint.arms):
-            if arm.revision == service.endpoint.stable:
-                return index
-        return 0
 
     def _pick(self, lane: Lane, session: bytes | None, avoid: Upstream | None) -> Upstream | None:
         """A replica below its limit. Full ones are passed over, also by sessions: rather another one than a wait."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Beside:
-    """Of one request. `index` is the arm that it was given, `session` the key that keeps it on one replica."""
+    """Of one request. `lane` is of the arm that it was given, `session` the key that keeps it on one replica."""
 
-    __slots__ = ("_began", "_copy", "_decision", "_front", "_plan", "_request", "_service", "index", "session")
+    __slots__ = ("_began", "_copy", "_decision", "_front", "_plan", "_request", "_service", "lane", "session")
 
     def __init__(self, front: HttpFront, request: Head, plan: Plan, body: bytes, began: float) -> None:
         """`body` is empty where it is not known yet.
@@ -37,7 +37,7 @@ class Beside:
         self._began = began
         self._decision: Decision | None = None
         self._copy: Copy | None = None
-        self.index: int | None = None
+        self.lane: Lane | None = None
         self.session: bytes | None = None
         self._choose(body)
 
@@ -48,9 +48,9 @@ class Beside:
         if decisions is not None and (endpoint.logged or endpoint.contextual or endpoint.sticky):
             if self._service.drawable:
                 self._decision = decisions.decide(endpoint, headers, body, random.random())
-                self.index = self._decision.arm
-        elif endpoint.arms:
-            self.index = front.balancer.draw(self._service)
+                self.lane = self._service.lanes[self._decision.arm]
+        else:
+            self.lane = front.balancer.draw(self._service)
         affinity = endpoint.requests.affinity
         if affinity is not None:
             self.session = user_key(affinity, headers).encode("latin-1", "replace") or None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from penstock.fleet.router.answer_head import AnswerHead
     from penstock.fleet.router.client import ClientConnection
     from penstock.fleet.router.front import HttpFront
-    from penstock.fleet.router.lanes import Service, Upstream
+    from penstock.fleet.router.lanes import Lane, Service, Upstream
     from penstock.fleet.router.request_head import Head
     from penstock.fleet.router.upstream import UpstreamConnection
 
@@ -43,7 +43,7 @@ class Exchange:
 
     __slots__ = (
         "_answering", "_began", "_beside", "_body", "_chunked", "_client", "_connection", "_deadline",
-        "_front", "_hedge", "_hedge_timer", "_index", "_pending", "_plan", "_request", "_service", "_session", "_slot",
+        "_front", "_hedge", "_hedge_timer", "_lane", "_pending", "_plan", "_request", "_service", "_session", "_slot",
         "_started", "_streams", "_tenant", "_tries", "_upload_over", "_waiter", "_weight", "head_only", "over",
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ class Exchange:
         self._hedge: UpstreamConnection | None = None
         self._pending = 0  # connecting tasks
         self._waiter: Waiter | None = None
-        self._index: int | None = None
+        self._lane: Lane | None = None  # of the arm that it was given
         self._session: bytes | None = None
         self._beside: Beside | None = None
         self._hedge_timer: asyncio.TimerHandle | None = None
@@ -89,12 +89,12 @@ class Exchange:
         now = front.clock()
         service.budget.request(now)
         if plan.plain:
-            self._index = 0 if service.single else front.balancer.draw(service)
+            self._lane = front.balancer.draw(service)
         else:
             body = b"" if self._streams else self._body
             self._beside = Beside(front, self._request, plan, body, self._began)
-            self._index, self._session = self._beside.index, self._beside.session
-        upstream = front.balancer.acquire(service, self._index, now, self._session)
+            self._lane, self._session = self._beside.lane, self._beside.session
+        upstream = front.balancer.acquire(service, self._lane, now, self._session)
         if upstream is not None:
             self._send(upstream)
             return
@@ -123,7 +123,7 @@ class Exchange:
                 connection.write(LAST)
 
     def _wait(self, now: float, *, again: bool = False) -> None:
-        waiter = Waiter(self, self._index, self._session, self._tenant, self._weight, self._deadline, now)
+        waiter = Waiter(self, self._lane, self._session, self._tenant, self._weight, self._deadline, now)
         self._waiter = waiter
         self._front.balancer.wait(self._service, waiter, again=again)
 
@@ -199,7 +199,7 @@ class Exchange:
         first = self._connection.upstream
         if not service.budget.retry(now):
             return
-        upstream = front.balancer.acquire(service, self._index, now, None, first, again=True)
+        upstream = front.balancer.acquire(service, self._lane, now, None, first, again=True)
         if upstream is not None:
             first.lane.tally.retries += 1
             self._send(upstream, hedge=True)
@@ -211,7 +211,7 @@ class Exchange:
         front = self._front
         now = front.clock()
         try:
-            upstream = front.balancer.acquire(self._service, self._index, now, self._session, avoid, again=True)
+            upstream = front.balancer.acquire(self._service, self._lane, now, self._session, avoid, again=True)
             if upstream is not None:
                 self._send(upstream)
             else:
@@ -238,7 +238,7 @@ class Exchange:
         lane = upstream.lane
         if len(lane.upstreams) < 2 or not self._may_repeat():
             return False
-        other = front.balancer.acquire(self._service, self._index, front.clock(), None, upstream, again=True)
+        other = front.balancer.acquire(self._service, self._lane, front.clock(), None, upstream, again=True)
         if other is None:
             return False
         lane.tally.retries += 1

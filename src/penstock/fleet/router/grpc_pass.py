@@ -39,7 +39,7 @@ from penstock.fleet.router.grpc_mirror import Copies, Copy
 from penstock.fleet.router.grpc_outcome import Context, Fault, Pairs, abort, fault_of, pairs, relay, unexpected
 from penstock.fleet.router.grpc_peek import ABOUT, V2, model_name
 from penstock.fleet.router.hooks import Answer, Decision, Hooks
-from penstock.fleet.router.lanes import Service, Upstream
+from penstock.fleet.router.lanes import Lane, Service, Upstream
 from penstock.fleet.router.sticky import user_key
 from penstock.fleet.routes import Tenant
 
@@ -68,10 +68,10 @@ class Arrival:
 
 @dataclass(slots=True)
 class _Plan:
-    """Where a call goes, and how long it may take. `index` None: any arm, drawn by the weights."""
+    """Where a call goes, and how long it may take. `lane` None: any arm, drawn by the weights."""
 
     service: Service
-    index: int | None
+    lane: Lane | None
     decision: Decision | None
     session: bytes | None
     deadline: float  # of the balancer's clock; for the wait only where `unlimited`
@@ -174,7 +174,7 @@ class Passing:
         dropped = _HOP | _KEYS if hooks.tenants.required else _HOP
         return _Plan(
             service,
-            None if decision is None else decision.arm,
+            None if decision is None else service.lanes[decision.arm],
             decision,
             session.encode() or None,
             self._balancer.clock() + (endpoint.requests.timeout_s if left_s is None else left_s),
@@ -187,7 +187,7 @@ class Passing:
         """A place at a replica and its link, now or later. Raises: PenstockError."""
         tenant, balancer = arrival.tenant, self._balancer
         upstream = await balancer.take(
-            plan.service, plan.index, deadline=plan.deadline, session=plan.session,
+            plan.service, plan.lane, deadline=plan.deadline, session=plan.session,
             tenant="" if tenant is None else tenant.name, weight=1.0 if tenant is None else tenant.weight,
             avoid=avoid if avoid is not None and len(avoid.lane.upstreams) > 1 else None, again=avoid is not None,
         )  # fmt: skip

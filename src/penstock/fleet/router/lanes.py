@@ -136,21 +136,21 @@ class Held(Protocol):
 class Waiter:
     """One request that waits for a replica."""
 
-    __slots__ = ("avoid", "deadline", "held", "index", "lane", "session", "since", "tenant", "ticket", "weight")
+    __slots__ = ("avoid", "deadline", "drawn", "held", "lane", "session", "since", "tenant", "ticket", "weight")
 
     def __init__(
-        self, held: Held, index: int | None, session: bytes | None, tenant: str, weight: float, deadline: float,
+        self, held: Held, drawn: Lane | None, session: bytes | None, tenant: str, weight: float, deadline: float,
         since: float, avoid: Upstream | None = None,
     ) -> None:  # fmt: skip
         self.held = held
-        self.index = index  # of the arm it was drawn for
+        self.drawn = drawn  # the arm it was given, whichever stands in; None: any
         self.session = session
         self.tenant = tenant
         self.weight = weight
         self.deadline = deadline
         self.since = since
         self.avoid = avoid
-        self.lane: Lane | None = None
+        self.lane: Lane | None = None  # where it waits
         self.ticket: Ticket[Waiter] | None = None
 
 
