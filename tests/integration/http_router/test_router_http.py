@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import socket
@@ -27,7 +28,7 @@ from router_harness import (
 
 from penstock.fleet.router.http_options import HttpOptions
 from penstock.fleet.router.recorder import Recorder
-from penstock.fleet.routes import Arm, Endpoint
+from penstock.fleet.routes import Arm, Endpoint, Tenant
 from penstock.fleet.spec import Requests
 from penstock.fleet.store.decisions import Decisions
 
@@ -295,6 +296,43 @@ async def test_a_caller_that_finished_sending_gets_its_answer() -> None:
         go.set()
         assert (await caller.answer()).body == b"abc"
         assert await caller.ended() == b""
+
+
+async def test_a_caller_that_finished_sending_gets_all_its_answers() -> None:
+    async with replicas(Replica(echo)) as (replica,), rig() as router:
+        router.follow(endpoint(replica))
+        caller = await router.caller()
+        live = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+        caller.send(post(b"one") + post(b"two") + live + post(b"three") + post(b"four")[:-1])
+        caller.writer.write_eof()
+        said = await caller.ended()
+        assert [said.count(body) for body in (b"one", b"two", b"live", b"three", b"four")] == [1, 1, 1, 1, 0]
+        assert said.index(b"one") < said.index(b"two") < said.index(b"live") < said.index(b"three")
+
+
+async def test_requests_that_are_refused_before_their_body_keep_nothing() -> None:
+    async with rig() as router:
+        router.follow()
+        data = post(b"x" * 300_000, path="/v2/models/none/infer")
+
+        errors = []
+        for _ in range(3):
+            assert (await router.ask(data)).status == 404
+            errors.append(router.front.plan(router.front.heads.read(data[: data.index(b"\r\n\r\n") + 4])).error)
+        assert errors[0] is errors[2] is not None, "it is kept with the head"
+        assert errors[0].__traceback__ is None, "it would hold each connection with what was read from it"
+
+
+async def test_strangers_are_refused_before_their_bodies() -> None:
+    async with replicas(Replica(echo)) as (replica,), rig() as router:
+        router.follow(endpoint(replica), tenants=(Tenant("gold", hashlib.sha256(b"gold").hexdigest()),))
+        for path in ("/v2/models/fraud/infer", "/v2/models/none/infer", "/v2/models/fraud/feedback"):
+            head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\nExpect: 100-continue\r\n"
+            assert (await router.ask(f"{head}\r\n".encode())).status == 401
+            caller = await router.caller()
+            caller.send(f"{head}X-API-Key: gold\r\n\r\n".encode())
+            said = await caller.reader.readuntil(b"\r\n\r\n")
+            assert said.startswith(b"HTTP/1.1 404" if "none" in path else b"HTTP/1.1 100")
 
 
 async def test_limits_on_what_a_caller_sends() -> None:

@@ -175,6 +175,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse_with(error)
         finally:
             self._advancing = False
+        if self._eof and (self._state == BODY or (self._state == HEAD and not (self.full and self._buffer))):
+            self._close()  # nothing more comes, of a request that has begun neither
         self._steer()
 
     def _read_head(self, data: bytes) -> bytes:
@@ -213,8 +215,10 @@ class ClientConnection(asyncio.Protocol):
         if length > options.max_body_bytes:
             raise TooLarge(f"the request's body is over {options.max_body_bytes} bytes")
         self._limit = options.buffered_bytes if plan.service is not None else options.own_body_bytes
+        front.let_in(head)  # bodies of strangers are not kept
         if plan.error is not None and (head.expects or length > options.buffered_bytes):
-            raise plan.error
+            self._refuse_with(plan.error)  # never raised: it is kept with the head, and would keep our frames with it
+            return
         if head.expects:
             self.write(CONTINUE)
         self._slot = front.deadlines.add(self, self._began + plan.timeout_s)
@@ -262,7 +266,8 @@ class ClientConnection(asyncio.Protocol):
             self._begin(head, plan, body, False)
         elif self._size > self._limit or self._size + self._left > self._limit:
             if plan.service is None:
-                raise plan.error or TooLarge(f"the body is over {self._limit} bytes")
+                self._refuse_with(plan.error or TooLarge(f"the body is over {self._limit} bytes"))
+                return
             body = b"".join(self._body)
             self._body = []
             self._streaming = True
@@ -402,12 +407,12 @@ class ClientConnection(asyncio.Protocol):
             self._streaming = False
             self._linger()
             return
-        if self._closes or self._eof:
+        if self._closes:
             self._close()
             return
         self._state = HEAD
         self.since = self.front.now
-        if self._buffer and not self._advancing:
+        if not self._advancing and (self._buffer or self._eof):
             self._began = self.front.clock()
             self._advance(b"")
 

@@ -20,7 +20,7 @@ from penstock.fleet.router.follower import Follower
 from penstock.fleet.router.hooks import Hooks
 from penstock.fleet.router.http_options import HttpOptions
 from penstock.fleet.router.lanes import Upstream
-from penstock.fleet.router.own import OwnPaths, wall_clock
+from penstock.fleet.router.own import PROBES, OwnPaths, wall_clock
 from penstock.fleet.router.plan import Plan, plan
 from penstock.fleet.router.request_head import Head, HeadReader
 from penstock.fleet.router.upstream import Receiver, UpstreamConnection
@@ -160,7 +160,7 @@ class HttpFront:
         try:
             own = self._own.find(head)
         except Unsupported as error:
-            made = Plan(table, head, None, error)
+            made = Plan(table, head, None, error.with_traceback(None))
         else:
             if own is not None:
                 made = Plan(table, head, None, None)
@@ -178,6 +178,11 @@ class HttpFront:
         if not tenants.required:
             return None
         return tenants.authenticate(head.get(b"authorization"), head.get(b"x-api-key"))
+
+    def let_in(self, head: Head) -> None:
+        """Looks at the key of a request whose body is not here. Raises: Unauthenticated."""
+        if self.hooks.tenants.required and head.path not in PROBES:
+            self.authenticate(head)
 
     def call(
         self, client: ClientConnection, head: Head, made: Plan, body: bytes, streams: bool, began: float

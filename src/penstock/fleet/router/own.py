@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _JSON: Final = "application/json"
 _FEEDBACK: Final = re.compile(r"/(?:v2/models|endpoints)/([a-z0-9][-a-z0-9_.]{0,62})/feedback")
-_PROBES: Final = PUBLIC_PATHS | {"/livez", "/readyz"}
+PROBES: Final = PUBLIC_PATHS | {"/livez", "/readyz"}
+"""Paths that need no key."""
 
 
 class OwnPaths:
@@ -31,12 +32,12 @@ class OwnPaths:
     def find(self, head: Head) -> Own | None:
         """None: it is for a deployment. Raises: Unsupported: the path is ours, its method is not."""
         path, method = head.path, head.method
-        if path in _PROBES or path in ("/metrics", "/v2", "/v2/models", "/v1/models"):
+        if path in PROBES or path in ("/metrics", "/v2", "/v2/models", "/v1/models"):
             if method not in (b"GET", b"HEAD"):
                 raise Unsupported(f"{path} answers GET")
             if path == "/metrics":
                 return self._metrics
-            if path in _PROBES:
+            if path in PROBES:
                 return self._live if path.endswith(("live", "livez")) else self._ready
             return self._server if path == "/v2" else self._models
         if _FEEDBACK.fullmatch(path):
