@@ -297,7 +297,7 @@ def test_a_picture_is_svg_and_its_boxes_do_not_overlap(graph: Graph) -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     drawn = draw.picture(graph)
     for one in drawn.boxes:
-        assert 0 <= one.x and one.x + one.width <= drawn.width and one.y + one.height <= drawn.height
+        assert one.x >= 0 and one.x + one.width <= drawn.width and one.y + one.height <= drawn.height
         for other in drawn.boxes:
             if one.number < other.number:
                 apart = one.x + one.width <= other.x or other.x + other.width <= one.x
