@@ -308,6 +308,7 @@ def test_calls_elsewhere_carry_trace_deadline_and_the_key_only_to_endpoints(
         (tmp_path / "far.yaml").write_text(
             HEAD + "sequence:\n  - {endpoint: double, inputs: {x: x}}\n"
             f"  - {{name: other, url: '{other.url}/v2/models/total', inputs: {{x: y}}}}\n"
+            f"  - {{name: near, url: '{endpoints.url}/v2/models/near', inputs: {{x: y}}, dependency: soft}}\n"
         )
         running = shared_server({"far": str(tmp_path / "far.yaml"), "Pipeline": f"{MODELS}:Pipeline"})
         headers = {"traceparent": parent, "Penstock-Timeout-Ms": "5000", "Content-Type": "application/json"}
@@ -315,6 +316,9 @@ def test_calls_elsewhere_carry_trace_deadline_and_the_key_only_to_endpoints(
         for model in ("far", "Pipeline"):
             answer = call(f"{running.http}/v2/models/{model}/infer", {"inputs": [tensor]}, headers=headers)
             assert answer.status == 200, answer.body
+        near = endpoints.at("/v2/models/near/infer")
+        assert len(near) == 1 and "authorization" not in near[0].headers, "the same address, but a graph's own choice"
+        endpoints.asked.remove(near[0])
         asked = [*endpoints.asked, *other.asked]
         assert [each.path for each in asked] == [
             f"/v2/models/{m}/infer" for m in ("double", "double", "total", "total")

@@ -246,6 +246,18 @@ def test_headers_go_on_only_where_listed(graphs: RunningServer, behind: Steps) -
     assert all("x-other" not in each.headers and "authorization" not in each.headers for each in behind.asked)
 
 
+def test_a_client_that_writes_the_headers_itself_has_no_others_passed_on(graphs: RunningServer, behind: Steps) -> None:
+    headers = {"X-User-Id": "7", "Authorization": "Bearer k", "Host": "elsewhere", "Transfer-Encoding": "chunked"}
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [1], "data": [json.dumps(value)]}
+        for name, value in (("body", {}), ("headers", headers))
+    ]
+    assert call(f"{graphs.http}/v2/models/sequence/infer", {"inputs": inputs}).status == 200
+    assert [each.headers.get("x-user-id") for each in behind.asked] == ["7", "7"]
+    assert [each.headers["host"] for each in behind.asked] == [behind.url.removeprefix("http://")] * 2
+    assert not any({"authorization", "transfer-encoding"} & set(each.headers) for each in behind.asked)
+
+
 def test_steps_get_the_trace_and_what_is_left_of_the_deadline(graphs: RunningServer, behind: Steps) -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     ask(graphs, "sequence", {}, traceparent=parent, **{"Penstock-Timeout-Ms": "5000"})

@@ -6,6 +6,7 @@ give `body`, `status` and `content_type`: that way they pass through the same qu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -29,6 +30,24 @@ ROUTE: Final = "route"  # which way each router node took: "choose=1,other=0"
 def level_of(signature: Signature) -> str:
     """What flows in a graph; "" of a model that is none."""
     return signature.metadata.get(LEVEL, "")
+
+
+def propagated(headers: Mapping[str, str], signature: Signature) -> dict[str, str]:
+    """The headers that a graph's steps get too: those whose whole name one of its patterns matches. Whatever brought
+    them: a client may write the tensor `headers` itself."""
+    patterns = signature.metadata.get(PROPAGATE, "").split()
+    return {
+        name: value
+        for name, value in headers.items()
+        if name.lower() not in _OURS and any(re.fullmatch(each, name, re.IGNORECASE) for each in patterns)
+    }
+
+
+# Of one connection or one body, whatever a pattern says: passed on, they would be wrong.
+_OURS: Final = frozenset(
+    ("connection", "content-length", "content-encoding", "content-type", "transfer-encoding", "host", "te", "upgrade",
+     "keep-alive", "trailer", "expect", "accept-encoding", "penstock-timeout-ms")
+)  # fmt: skip
 
 
 def body_inputs(body: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Array]:

@@ -5,7 +5,6 @@ KServe's graphs answer at `POST /` too, where their clients expect them, as long
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -151,7 +150,7 @@ def _operation(http: HttpRequest, door: Door, operation: str) -> BodyExchange:
 def _decode(http: HttpRequest, name: str, door: Door) -> BodyExchange | TensorExchange:
     signature = _graph(name, door)
     if graph_calls.level_of(signature) != graph_calls.TENSORS:
-        inputs = graph_calls.body_inputs(_body(http), propagated(http.headers, signature))
+        inputs = graph_calls.body_inputs(_body(http), propagated(http, signature))
         return BodyExchange(Request(name, inputs, timings=Timings(http.received)))
     body = read_object(_body(http))
     rows, columns = body.get("instances"), body.get("inputs")
@@ -165,27 +164,16 @@ def _decode(http: HttpRequest, name: str, door: Door) -> BodyExchange | TensorEx
     return TensorExchange(Request(name, inputs, timings=Timings(http.received)))
 
 
-def propagated(headers: Mapping[bytes, bytes], signature: Signature) -> dict[str, str]:
-    """The headers that the graph's steps get too: those whose whole name one of its patterns matches."""
-    patterns = signature.metadata.get(graph_calls.PROPAGATE, "").split()
-    if not patterns:
-        return {}
-    return {
-        name.decode("latin-1"): value.decode("latin-1")
-        for name, value in headers.items()
-        if name not in _OURS and any(re.fullmatch(each, name.decode("latin-1"), re.IGNORECASE) for each in patterns)
-    }
-
-
-# Of one connection or one body, whatever a pattern says: passed on, they would be wrong.
-_OURS: Final = frozenset(
-    (b"connection", b"content-length", b"content-encoding", b"content-type", b"transfer-encoding", b"host", b"te",
-     b"upgrade", b"keep-alive", b"trailer", b"expect", b"accept-encoding", b"penstock-timeout-ms")
-)  # fmt: skip
-
-
 def _body(http: HttpRequest) -> bytes:
     return bytes(decompress(http.body, http.header(b"content-encoding"), http.limits.decompressed_bytes))
+
+
+def propagated(http: HttpRequest, signature: Signature) -> dict[str, str]:
+    """The headers that the graph's steps get too."""
+    if not signature.metadata.get(graph_calls.PROPAGATE):
+        return {}
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in http.headers.items()}
+    return graph_calls.propagated(headers, signature)
 
 
 def _graph(name: str, door: Door) -> Signature:

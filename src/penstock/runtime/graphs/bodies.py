@@ -18,7 +18,7 @@ from penstock.core.messages import Request
 from penstock.core.servable import Tensors
 from penstock.core.tensor import Array
 from penstock.graphs import gjson
-from penstock.graphs.definition import ENSEMBLE, NODE, SEQUENCE, SPLITTER, Graph, Node, Step
+from penstock.graphs.definition import ENSEMBLE, NODE, SEQUENCE, SPLITTER, URL, Graph, Node, Step
 from penstock.protocols import HttpRequest, v1_http
 from penstock.runtime.graphs.bandits import Bandits
 from penstock.runtime.graphs.calling import Calls
@@ -130,9 +130,10 @@ class BodyRunner:
             if self._calls.local(step.target):
                 return await self._ask_here(step.target.name, body, journey)
             url = self._calls.url(step.target)
-            if step.target.kind != "url":
+            keyed = step.target.kind != URL
+            if keyed:
                 url = f"{url.replace('/v2/models/', '/v1/models/', 1)}:predict"
-            reply = await self._calls.remote.post(url, body, journey, {"Content-Type": _JSON})
+            reply = await self._calls.remote.post(url, body, journey, {"Content-Type": _JSON}, keyed=keyed)
             return Answer(reply.status, reply.body, reply.content_type)
         except PenstockError as error:
             if isinstance(error, DeadlineExceeded) or time.monotonic() >= journey.deadline:

@@ -85,7 +85,7 @@ class Calls:
         url = self.url(target)
         if not url.endswith("/infer"):
             url = f"{url}/infer"
-        return await self.remote.infer(url, inputs, journey)
+        return await self.remote.infer(url, inputs, journey, keyed=target.kind != URL)
 
     def url(self, target: Target) -> str:
         """The address of a target that is elsewhere. Raises: InvalidInput when nobody said where endpoints are."""

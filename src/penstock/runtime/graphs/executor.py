@@ -13,7 +13,17 @@ from typing import Protocol
 import msgspec
 
 from penstock.core.errors import Cancelled, Internal, InvalidInput, PenstockError, Unsupported
-from penstock.core.graph_calls import BODIES, FEEDBACK, MESSAGES, OPERATION, ROUTE, STATE, body_outputs, bytes_of
+from penstock.core.graph_calls import (
+    BODIES,
+    FEEDBACK,
+    MESSAGES,
+    OPERATION,
+    ROUTE,
+    STATE,
+    body_outputs,
+    bytes_of,
+    propagated,
+)
 from penstock.core.messages import NO_DEADLINE, Parameter
 from penstock.core.servable import Signature, Tensors
 from penstock.core.tensor import Array
@@ -129,13 +139,24 @@ class GraphExecutor:
             return self._learn(str(operation), inputs, began)
         if operation:
             parameters[OPERATION] = operation
-        journey = Journey(deadline, parameters, leading(batch.traces) if batch.traces else None, _headers(inputs))
+        journey = Journey(deadline, parameters, leading(batch.traces) if batch.traces else None, self._headers(inputs))
         outputs = await self._runner.answer(journey, inputs)
         finished = time.monotonic()
         given: dict[str, Parameter] = {}
         if journey.routes:
             given[ROUTE] = ",".join(f"{name}={index}" for name, index in journey.routes.items())
         return BatchResult(dict(outputs), 0.0, finished - began, 0.0, given, tuple(journey.times))
+
+    def _headers(self, inputs: Tensors) -> Mapping[str, str]:
+        """What goes on of the caller's headers."""
+        given = inputs.get("headers")
+        if given is None or given.dtype.kind != "O":
+            return {}
+        try:
+            headers = msgspec.json.decode(bytes_of(given), type=dict[str, str])
+        except (msgspec.MsgspecError, TypeError, RecursionError):
+            raise InvalidInput("the input 'headers' is no JSON object of texts") from None
+        return propagated(headers, self.signature)
 
     def _learn(self, operation: str, inputs: Tensors, began: float) -> BatchResult:
         """Feedback, or what was learned so far, as a JSON body."""
@@ -174,14 +195,3 @@ def _runner(graph: Graph, calls: Calls, bandits: Bandits) -> Runner:
 
         return MessageRunner(graph, calls, bandits)
     return TensorRunner(graph, calls, bandits)
-
-
-def _headers(inputs: Tensors) -> Mapping[str, str]:
-    """What the protocol passed on of the caller's headers."""
-    given = inputs.get("headers")
-    if given is None or given.dtype.kind != "O":
-        return {}
-    try:
-        return msgspec.json.decode(bytes_of(given), type=dict[str, str])
-    except (msgspec.MsgspecError, TypeError, RecursionError):
-        raise InvalidInput("the input 'headers' is no JSON object of texts") from None

@@ -84,9 +84,16 @@ class Remote:
         return f"{place}/versions/{quote(version, safe='')}" if version else place
 
     async def post(
-        self, url: str, body: bytes, journey: Journey, headers: Mapping[str, str], method: str = "POST"
+        self,
+        url: str,
+        body: bytes,
+        journey: Journey,
+        headers: Mapping[str, str],
+        method: str = "POST",
+        *,
+        keyed: bool = False,
     ) -> Reply:
-        """The answer, whatever its status.
+        """The answer, whatever its status. `keyed` is for what `address` gave: it gets the key for other endpoints.
 
         Raises:
             DeadlineExceeded, NotReady (no connection), WorkerLost (it broke), Internal (too large an answer).
@@ -101,21 +108,21 @@ class Remote:
             sent.update(journey.trace.headers())
         if left_s < math.inf:
             sent["Penstock-Timeout-Ms"] = str(max(1, math.ceil(left_s * 1000)))
-        if self._key and self.endpoints_url and url.startswith(f"{self.endpoints_url}/"):
+        if self._key and keyed:
             sent["Authorization"] = f"Bearer {self._key}"
         timeout = aiohttp.ClientTimeout(total=None if left_s == math.inf else left_s)
         try:
             async with self._open().request(
                 method, url, data=body, headers=sent, timeout=timeout, allow_redirects=False
             ) as answer:
-                content = await answer.content.read(_LARGEST_BYTES + 1)
-                while len(content) <= _LARGEST_BYTES and (more := await answer.content.read(_LARGEST_BYTES)):
-                    content += more
-                if len(content) > _LARGEST_BYTES:
-                    raise Internal(f"its answer has more than {_LARGEST_BYTES} bytes")
+                content = bytearray()
+                async for part in answer.content.iter_any():
+                    content += part
+                    if len(content) > _LARGEST_BYTES:
+                        raise Internal(f"its answer has more than {_LARGEST_BYTES} bytes")
                 return Reply(
                     answer.status,
-                    content,
+                    bytes(content),
                     answer.headers.get("Content-Type", "application/json"),
                     answer.headers.get(v2_wire.HEADER_LENGTH, ""),
                     answer.headers.get("Penstock-Error", ""),
@@ -129,19 +136,19 @@ class Remote:
                 f"the connection broke before the answer was there: {error or type(error).__name__}"
             ) from None
 
-    async def infer(self, url: str, inputs: Mapping[str, Array], journey: Journey) -> dict[str, Array]:
+    async def infer(self, url: str, inputs: Mapping[str, Array], journey: Journey, *, keyed: bool) -> dict[str, Array]:
         """The outputs of a V2 infer call. Raises: what the other end says, and as `post`."""
         body, headers = v2_wire.request(inputs, journey.parameters)
-        reply = await self.post(url, body, journey, headers)
+        reply = await self.post(url, body, journey, headers, keyed=keyed)
         if not reply.success:
             raise error_of(reply)
         return v2_wire.answer(reply.body, reply.header_length)
 
     async def signature(self, url: str, journey: Journey) -> Signature:
-        """What the model at `url` says of itself; asked once. Raises: as `infer`."""
+        """What the model at `url`, which `address` gave, says of itself; asked once. Raises: as `infer`."""
         known = self._signatures.get(url)
         if known is None:
-            reply = await self.post(url, b"", journey, {}, "GET")
+            reply = await self.post(url, b"", journey, {}, "GET", keyed=True)
             if not reply.success:
                 raise error_of(reply)
             known = self._signatures[url] = _signature(reply.body)
