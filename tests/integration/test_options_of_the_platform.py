@@ -121,6 +121,7 @@ def test_grace_s_bounds_the_wait_for_what_is_in_flight(fleet: FleetFactory, tmp_
 
 def test_an_unknown_driver_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "penstock.cli", "up", "--state", str(tmp_path / "s"), "--http-port", "0"]
+    command += ["--grpc-port", "0"]
     done = subprocess.run([*command, "--driver", "moon"], capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode != 0
     assert "moon" in done.stderr

@@ -39,7 +39,7 @@ def test_a_step_is_decided_within_two_seconds_and_met_soon(policy, figure):
 @every
 def test_constant_load_with_noise_changes_no_direction_in_half_an_hour(policy, figure):
     turns = {}
-    for seed, rate in enumerate((9, 27, 55, 90)):
+    for seed, rate in enumerate((27, 55)):  # --soak runs many more
         outcome = run(constant(rate), policy, 300 + 1800, seed=seed)
         turns[rate] = outcome.turns(300)
         assert outcome.late == 0

@@ -10,11 +10,13 @@ from urllib.parse import urlsplit
 import orjson
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
+from sqlalchemy.exc import OperationalError
 
 from penstock.core.errors import (
     Internal,
     InvalidInput,
     NotFound,
+    NotReady,
     PenstockError,
     PermissionDenied,
     TooLarge,
@@ -27,6 +29,7 @@ log = logging.getLogger("penstock.controller")
 
 LARGEST_BODY = 4 << 20  # a wish with its options; rewards in bulk
 _DEEPEST = 64
+_DATABASE_RETRY_S = 5.0  # a lock that outlasted our own wait, a server that restarts, a disk that is full
 
 
 def errors() -> Middleware:
@@ -50,6 +53,10 @@ def errors() -> Middleware:
             raise
         except ConnectionError:
             raise
+        except OperationalError as error:
+            log.error("database_unavailable", extra={"path": request.path[:200], "error": str(error.orig)[:400]})
+            told = f"the database does not answer: {str(error.orig)[:200]}; what was asked is not done, ask again"
+            return failed(NotReady(told, retry_after_s=_DATABASE_RETRY_S))
         except Exception as error:
             log.exception("request_failed", extra={"path": request.path[:200]})
             return failed(Internal(f"{type(error).__name__}; the controller's log says more"))
