@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from graph_steps import Steps, call, say, steps
-from running_server import RunningServer, ServerFactory
+from running_server import RunningServer, ServerFactory, start
 
 MODELS = Path(__file__).parents[1] / "graph_models.py"
 
@@ -285,3 +286,21 @@ def test_a_step_that_cannot_be_reached_is_500_and_named(shared_server: ServerFac
 def test_post_to_the_root_needs_one_graph(graphs: RunningServer) -> None:
     answer = call(f"{graphs.http}/", {})
     assert answer.status == 404 and "/v1/graphs/NAME" in json.loads(answer.body)["error"]
+
+
+def test_graphs_that_are_services_of_each_other_are_refused(tmp_path: Path) -> None:
+    """They would wait for each other while they load, and once one were replaced, ask each other without an end."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    models = {
+        name: str(write(tmp_path / f"{name}.yaml", name, _asking(other), ""))
+        for name, other in (("one", "two"), ("two", "one"))
+    }
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"one → two → one ask each other in a circle"):
+        start(folder, models).stop()
+    assert time.monotonic() - began < 60, "found at once, not when load_timeout_s is over"
+
+
+def _asking(service: str) -> dict[str, Any]:
+    return {"root": {"routerType": "Sequence", "steps": [{"serviceName": service}]}}

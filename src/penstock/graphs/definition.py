@@ -123,8 +123,10 @@ class Graph:
                     yield node, step
 
     def models(self) -> tuple[str, ...]:
-        """The names of models that must be in the same server, each once."""
-        return tuple(dict.fromkeys(step.target.name for _, step in self.calls() if step.target.kind == MODEL))
+        """The names of models that must be in the same server, or are asked there if they are, each once."""
+        return tuple(
+            dict.fromkeys(step.target.name for _, step in self.calls() if step.target.kind in (MODEL, SERVICE))
+        )
 
 
 def own_calls(node: Node) -> tuple[Step, ...]:

@@ -36,7 +36,7 @@ class WishedModel:
     adapter: str  # resolved: empty only without versions
     versions: Mapping[int, WishedVersion]
     trouble: str = ""
-    needs: tuple[str, ...] = ()  # of a graph: the models that must be in the same server
+    needs: tuple[str, ...] = ()  # of a graph: the models that it asks in the same server, as far as they are there
 
 
 class Source(Protocol):
