@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -11,9 +12,13 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
+import trustme
 from running_fleet import FleetFactory, until
 
+from penstock.client import Client, Tls
 from penstock.client.fleet import Fleet
 from penstock.core.errors import InvalidInput, Unauthenticated
 from penstock.fleet.up.options import UpOptions, read_options
@@ -50,6 +55,8 @@ def test_flags_win_over_the_environment_and_typing_errors_are_told() -> None:
         ({"admin_port": 1}, "admin_key_file"),
         ({"admin_key_file": "x"}, "without admin_port"),
         ({"allow_anonymous": True}, "no effect"),
+        ({"tls_cert": "x"}, "need each other"),
+        ({"tls_key": "x"}, "need each other"),
         ({"routers": 0}, "at least 1|1 to"),
     ],
 )
@@ -72,6 +79,57 @@ def test_without_grpc_nothing_listens_for_it(fleet: FleetFactory) -> None:
     running = fleet("--no-grpc")
     assert running.grpc == ""
     assert status(f"{running.http}/v2/health/live") == 200
+
+
+def test_tls_cert_and_tls_key_make_the_public_ports_speak_tls_and_graphs_reach_others_all_the_same(
+    fleet: FleetFactory, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")  # and for no address, as most certificates
+    ca, cert, key = (str(tmp_path / name) for name in ("ca.pem", "server.pem", "server.key"))
+    authority.cert_pem.write_to_path(ca)
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    graph = tmp_path / "graph.yaml"
+    graph.write_text(
+        "kind: Graph\ninputs: {image: 'f4[n, 64]'}\noutputs: {probabilities: 'f4[n, 10]'}\nsequence:\n"
+        "  - {name: a, endpoint: m, outputs: {probabilities: probabilities}}\n"
+    )
+    running = fleet("--routers", "2", "--tls-cert", cert, "--tls-key", key)
+    running.fleet.deploy("m", ONE)
+    running.fleet.wait("m")
+    running.fleet.deploy("g", graph=str(graph))
+    running.fleet.wait("g")
+    assert running.http.startswith("https://")
+    port = int(running.http.rpartition(":")[2])
+    image = {"image": np.zeros((1, 64), "f4")}
+    with Client(f"https://localhost:{port}", tls=Tls(ca_file=ca)) as client:
+        assert client.infer("g", image)["probabilities"].shape == (1, 10)
+        large = client.infer("m", {"image": np.zeros((5000, 64), "f4")})  # 1.3 MB: streamed both ways
+        assert large["probabilities"].shape == (5000, 10)
+    with socket.create_connection(("127.0.0.1", port)) as plain:
+        plain.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert b"live" not in plain.recv(1000), "the public port speaks TLS only"
+    credentials = grpc.ssl_channel_credentials(Path(ca).read_bytes())
+    with grpc.secure_channel(f"localhost:{running.grpc.rpartition(':')[2]}", credentials) as channel:
+        grpc.channel_ready_future(channel).result(timeout=20)
+    inner = json.loads((running.state / "up.json").read_text())["ports"]["inner"]
+    running.process.kill()  # replicas go on, and know that port
+    running.process.wait()
+    again = fleet("--tls-cert", cert, "--tls-key", key, state=running.state)
+    assert json.loads((again.state / "up.json").read_text())["ports"]["inner"] == inner
+    with Client(again.http.replace("127.0.0.1", "localhost"), tls=Tls(ca_file=ca)) as client:
+        assert client.infer("g", image)["probabilities"].shape == (1, 10)
+
+
+def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "no.pem").write_text("no certificate")
+    files = ["--tls-cert", str(tmp_path / "no.pem"), "--tls-key", str(tmp_path / "no.pem")]
+    command = [sys.executable, "-m", "penstock.cli", "up", "--state", str(tmp_path / "s"), "--http-port", "0", *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode != 0
+    assert f"TLS certificate {tmp_path / 'no.pem'}" in done.stderr
 
 
 def test_the_admin_port_is_there_for_those_with_its_key_only(fleet: FleetFactory, tmp_path: Path) -> None:

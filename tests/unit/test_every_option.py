@@ -24,6 +24,7 @@ MANY = "integration/test_many_models.py"
 LIMITS = f"{SERVER}::test_what_is_larger_or_deeper_than_its_limit_is_refused"
 TIMES = f"{SERVER}::test_heads_bodies_and_idle_connections_have_times_of_their_own"
 TLS = f"{SERVER}::test_tls_cert_and_tls_key_make_both_ports_speak_tls_and_tls_client_ca_asks_clients_for_theirs"
+TLS_PUBLIC = "test_tls_cert_and_tls_key_make_the_public_ports_speak_tls_and_graphs_reach_others_all_the_same"
 CONTROL = f"{SERVER}::test_load_models_says_what_an_explicit_server_starts_with"
 LOGS = f"{SERVER}::test_log_format_and_log_level_decide_what_lines_look_like_and_which_there_are"
 ANYWHERE = f"{SERVER}::test_host_and_allow_anonymous_open_another_address_without_a_key"
@@ -120,6 +121,7 @@ EFFECTS: dict[type, dict[str, str]] = {
             ("admin_host", "admin_port", "admin_key_file"),
             f"{PLATFORM}::test_the_admin_port_is_there_for_those_with_its_key_only",
         ),
+        **dict.fromkeys(("tls_cert", "tls_key"), f"{PLATFORM}::{TLS_PUBLIC}"),
         "grpc": f"{PLATFORM}::test_without_grpc_nothing_listens_for_it",
         "grace_s": f"{PLATFORM}::test_grace_s_bounds_the_wait_for_what_is_in_flight",
         "driver": f"{PLATFORM}::test_an_unknown_driver_is_told",

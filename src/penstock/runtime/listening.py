@@ -15,10 +15,10 @@ from penstock.protocols import GrpcProtocol, HttpProtocol, Limits, described
 from penstock.runtime.listeners.auth import ApiKeys
 from penstock.runtime.listeners.grpc import GrpcOptions
 from penstock.runtime.listeners.http_options import HttpOptions
-from penstock.runtime.listeners.tls import tls_context
 from penstock.runtime.listeners.witness import Witness
 from penstock.runtime.options import ServerOptions
 from penstock.telemetry.spans import Spans
+from penstock.tls import tls_context
 
 PROTOCOLS = "penstock.protocols"
 

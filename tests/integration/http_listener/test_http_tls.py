@@ -13,7 +13,7 @@ import trustme
 from http_harness import Client, get, infer, post, serving, stream, until
 
 from penstock.core.errors import InvalidInput
-from penstock.runtime.listeners.tls import tls_context
+from penstock.tls import tls_context
 
 
 @dataclass

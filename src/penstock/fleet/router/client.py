@@ -106,10 +106,12 @@ class ClientConnection(asyncio.Protocol):
             self._failed()
 
     def eof_received(self) -> bool:
-        """The caller sends no more. Keeps the transport open while an answer is owed."""
+        """The caller sends no more. Keeps the transport open while an answer is owed (TLS cannot be half open)."""
         try:
             self._eof = True
             if self.transport is None or self._lingering_since is not None or self._state != BUSY:
+                return False
+            if not self.transport.can_write_eof():
                 return False
             self._probe()
             self._look()
@@ -476,11 +478,12 @@ class ClientConnection(asyncio.Protocol):
         self._buffer, self._body = b"", []
         if transport is None or transport.is_closing():
             return
-        if self._eof or not transport.can_write_eof():
+        if self._eof:
             transport.close()
             return
         self._lingering_since = self.front.now
-        transport.write_eof()
+        if transport.can_write_eof():  # not with TLS, whose callers know by the length that this is all
+            transport.write_eof()
         if not self._reading:
             self._reading = True
             transport.resume_reading()

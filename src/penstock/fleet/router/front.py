@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 from typing import Final, Protocol
 
 from penstock.core.errors import NotReady, PenstockError, Unsupported
@@ -68,30 +69,31 @@ class HttpFront:
         self._empty = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()  # callers that came just before the port was closed
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[tuple[asyncio.Server, ssl.SSLContext | None]] = []
         self._tick_handle: asyncio.TimerHandle | None = None
 
     @property
     def connections_open(self) -> int:
         return len(self._connections)
 
-    async def start(self, listening: socket.socket) -> None:
+    async def start(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Accepts callers from a socket that listens, perhaps in other processes too."""
         listening.setblocking(False)
         server = await self.loop.create_server(
-            lambda: ClientConnection(self), sock=listening, backlog=self.options.backlog
-        )
-        self._servers.append(server)
+            lambda: ClientConnection(self), sock=listening, backlog=self.options.backlog, ssl=tls,
+            ssl_handshake_timeout=self.options.header_timeout_s if tls else None,
+        )  # fmt: skip
+        self._servers.append((server, tls))
         if self._tick_handle is None:
             self._tick()
 
     def stop_accepting(self) -> None:
         """Closes our hold of the sockets; other processes go on with theirs. Callers that the system has connected
         already are served still: with the last hold, closing would reset them."""
-        for server in self._servers:
+        for server, tls in self._servers:
             for number in [each.fileno() for each in server.sockets]:
                 for accepted in _connected(number, self.options.backlog):
-                    task = self.loop.create_task(self._take(accepted))
+                    task = self.loop.create_task(self._take(accepted, tls))
                     self._late.add(task)
                     task.add_done_callback(self._late.discard)
             server.close()
@@ -247,9 +249,12 @@ class HttpFront:
         except Exception:
             log.exception("sending a request failed")
 
-    async def _take(self, accepted: socket.socket) -> None:
+    async def _take(self, accepted: socket.socket, tls: ssl.SSLContext | None) -> None:
+        timeout_s = self.options.header_timeout_s if tls else None
         try:
-            await self.loop.connect_accepted_socket(lambda: ClientConnection(self), accepted)
+            await self.loop.connect_accepted_socket(
+                lambda: ClientConnection(self), accepted, ssl=tls, ssl_handshake_timeout=timeout_s
+            )
         except OSError:  # the caller is gone
             accepted.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,6 +24,7 @@ from penstock.fleet.router.grpc_peek import UNARY, V2, named_in_metadata, names_
 from penstock.fleet.router.hooks import Hooks
 from penstock.fleet.router.lanes import Service
 from penstock.fleet.routes import Table
+from penstock.tls import tls_context
 
 # What belongs to one runtime and not to its callers, as `table.private` says of paths.
 _PRIVATE = frozenset(
@@ -43,6 +45,8 @@ class GrpcFrontOptions:
     max_message_bytes: int = 256 << 20  # of a caller's message; answers have the replicas' limits
     max_metadata_bytes: int = 64 << 10
     reuse_port: bool = False  # several routers share one port
+    tls_cert: str | None = None  # with `tls_key`, files (PEM): callers speak TLS
+    tls_key: str | None = None
 
 
 class GrpcFront:
@@ -74,7 +78,7 @@ class GrpcFront:
         if port:
             _check_free(host, port, reuse_port=options.reuse_port)
         try:
-            bound: int = server.add_insecure_port(address)
+            bound = _listen(server, address, options)
         except RuntimeError as error:
             raise InvalidInput(f"cannot listen for gRPC on {address}: {error}") from error
         await server.start()
@@ -152,6 +156,14 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
         host = headers.get("x-forwarded-host") or headers.get("host") or ""
         endpoint = self._balancer.table.by_host(host, headers)
         return None if endpoint is None else self._balancer.services.get(endpoint.name)
+
+
+def _listen(server: grpc.aio.Server, address: str, options: GrpcFrontOptions) -> int:
+    if options.tls_cert is None or options.tls_key is None:
+        return int(server.add_insecure_port(address))
+    tls_context(options.tls_cert, options.tls_key)  # grpc takes any bytes, and fails at the first handshake
+    pair = Path(options.tls_key).read_bytes(), Path(options.tls_cert).read_bytes()
+    return int(server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
 
 
 def _check_free(host: str, port: int, *, reuse_port: bool) -> None:

@@ -33,6 +33,7 @@ from penstock.fleet.router.tenants import Tenants
 from penstock.fleet.routes import Table, platform_tenant
 from penstock.fleet.store.engine import default_url
 from penstock.telemetry import logs
+from penstock.tls import tls_context
 
 log = logging.getLogger("penstock.router")
 
@@ -41,7 +42,8 @@ _ID = re.compile(r"[-A-Za-z0-9_.:]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class RouterOptions:
-    """One router. `fd` is a socket that is inherited; without it `host` and `port` are bound here."""
+    """One router. `fd` is a socket that is inherited; without it `host` and `port` are bound here. `inner_fd` is one more,
+    for callers on this machine: never with TLS, which `tls_cert` and `tls_key` put on the public ports."""
 
     state: Path
     id: str
@@ -52,6 +54,9 @@ class RouterOptions:
     database: str = ""
     grace_s: float = 30.0
     allow_anonymous: bool = False
+    inner_fd: int | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--database", metavar="URL", help="instead of SQLite in the state; PENSTOCK_UP_DATABASE shows it to fewer")
     add("--grace-s", type=float, default=30.0, help="time for requests in flight after SIGTERM")
     add("--allow-anonymous", action="store_true", help="without tenants, let everybody in on any address")
+    add("--inner-fd", type=int, metavar="N", help="accept from this inherited socket too, and never with TLS")
+    add("--tls-cert", metavar="FILE", help="certificate chain (PEM): the public ports speak TLS")
+    add("--tls-key", metavar="FILE", help="its private key (PEM)")
     add("--log-format", default="auto", choices=logs.FORMATS)
     add("--log-level", default="info", choices=tuple(logs.LEVELS))
     given = parser.parse_args(arguments)
@@ -89,10 +97,12 @@ def _read(given: argparse.Namespace) -> RouterOptions:
     id = given.id or f"router-{os.getpid()}"
     if not _ID.fullmatch(id):
         raise InvalidInput(f"--id is {id[:80]!r}; 1 to 64 letters, digits and -_.:")
+    if (given.tls_cert is None) != (given.tls_key is None):
+        raise InvalidInput("--tls-cert and --tls-key need each other")
     database = given.database or config.environment().get("PENSTOCK_UP_DATABASE") or default_url(state)
     return RouterOptions(
         state, id, given.fd, given.host, given.port, given.grpc_port, database, max(0.0, given.grace_s),
-        given.allow_anonymous,
+        given.allow_anonymous, given.inner_fd, given.tls_cert, given.tls_key,
     )  # fmt: skip
 
 
@@ -129,13 +139,15 @@ class Router:
         self.balancer = Balancer(time.monotonic, loop.call_later)
         self.front = HttpFront(self.balancer, self.hooks)
         self.balancer.on_gone = self.front.forget
+        both = options.tls_cert, options.tls_key
+        self._tls = None if both[0] is None or both[1] is None else tls_context(both[0], both[1])
         self._control = Control(options.state)
         self._reporter = Reporter(options.id, self._control, self.balancer, self.hooks)
         self.balancer.on_sleeping = self._reporter.sleeping
         self.follower = Follower(options.state, options.id, self._control, self._follow)
         self.front.follower = self.follower
         self._learning: Learning | None = None
-        self._grpc = None if options.grpc_port is None else _grpc_front(self)
+        self._grpc = None if options.grpc_port is None else _grpc_front(self, options)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set, then drains."""
@@ -150,7 +162,9 @@ class Router:
         grpc_port = None
         if self._grpc is not None and options.grpc_port is not None:
             grpc_port = await self._grpc.start(options.host, options.grpc_port)
-        await self.front.start(listening)
+        await self.front.start(listening, self._tls)
+        if options.inner_fd is not None:
+            await self.front.start(socket.socket(fileno=options.inner_fd))
         _settle()
         tasks = [asyncio.create_task(self.follower.run()), asyncio.create_task(self._reporter.run())]
         log.info(
@@ -209,11 +223,11 @@ def _settle() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _grpc_front(router: Router):  # type: ignore[no-untyped-def]
+def _grpc_front(router: Router, given: RouterOptions):  # type: ignore[no-untyped-def]
     """Imported only where it is used: grpc costs 100 ms and a pool of threads."""
     from penstock.fleet.router.grpc_front import GrpcFront, GrpcFrontOptions
 
-    options = GrpcFrontOptions(reuse_port=True)
+    options = GrpcFrontOptions(reuse_port=True, tls_cert=given.tls_cert, tls_key=given.tls_key)
     return GrpcFront(router.balancer, router.hooks, options, on_error=router.front.count_error)
 
 

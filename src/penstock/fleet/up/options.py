@@ -21,6 +21,8 @@ class UpOptions:
     http_port: int = option(8080, "Public HTTP port; 0 takes a free one.", minimum=0, maximum=65535)
     grpc_port: int = option(8081, "Public gRPC port; 0 takes a free one.", minimum=0, maximum=65535)
     grpc: bool = option(True, "Listen for gRPC.")
+    tls_cert: str | None = option(None, "Certificate chain (PEM) for both public ports.")
+    tls_key: str | None = option(None, "Private key (PEM) for both public ports.")
     routers: int = option(1, "Router processes that share the public ports.", minimum=1, maximum=256)
     allow_anonymous: bool = option(False, "Allow callers without a key on an address that is not loopback.")
     database: str | None = option(
@@ -53,6 +55,8 @@ def read_options(flags: Mapping[str, object], environ: Mapping[str, str]) -> UpO
         raise InvalidInput("admin_port needs admin_key_file: whoever reaches that port can run code here")
     if options.admin_key_file is not None and options.admin_port is None:
         raise InvalidInput("admin_key_file has no effect without admin_port")
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise InvalidInput("tls_cert and tls_key need each other")
     if options.allow_anonymous and is_loopback(options.host):
         raise InvalidInput(f"allow_anonymous has no effect on {options.host}, which only this machine reaches")
     return options

@@ -6,6 +6,9 @@ socket is made here and handed to the routers, which all accept from it: while o
 queue of the socket, or are taken by another. gRPC's library makes its own sockets, so that port is only kept free for
 the routers, which share it (SO_REUSEPORT).
 
+With TLS, routers accept without it from one more socket, on loopback: graphs and models' code call other endpoints
+there, whatever names the certificate holds. They need keys as everybody else.
+
 When this process is killed, controller, routers and replicas go on serving. The next `penstock up` takes over: it makes
 its own sockets on the same ports, starts new routers, and then lets the old ones drain; replicas are adopted.
 
@@ -35,6 +38,7 @@ from penstock.fleet.up import tree
 from penstock.fleet.up.children import Child
 from penstock.fleet.up.options import PREFIX, UpOptions
 from penstock.telemetry import logs
+from penstock.tls import tls_context
 
 log = logging.getLogger("penstock.up")
 
@@ -88,9 +92,12 @@ class _Platform:
         self._options = options
         self._folder = folder
         self._hurry = False
+        files = options.tls_cert, options.tls_key
+        self._tls = None if files[0] is None or files[1] is None else (_absolute(files[0]), _absolute(files[1]))
         self._before = [one for one in tree.members(folder) if one.name != "up"]
         self._http: socket.socket | None = None
         self._grpc: socket.socket | None = None  # bound, never listening
+        self._inner: socket.socket | None = None  # for replicas, where the public ports speak TLS
         # Not on a command line, which everybody on the machine can read: the URL may hold a password.
         database = {} if options.database is None else {f"{PREFIX}DATABASE": options.database}
         self._environment = {**config.environment(), **database}
@@ -102,7 +109,11 @@ class _Platform:
         loop = asyncio.get_running_loop()
         for told_by in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(told_by, self._signalled, told_by)
-        ours = set(tree.ports(self._folder).values()) if self._before else set()
+        known = tree.ports(self._folder) if self._before else {}
+        ours = set(known.values())
+        if self._tls:
+            tls_context(*self._tls)  # says at once what is wrong with the files
+            self._inner = _inner(known.get("inner", 0), ours)
         self._http = _bound("http_port", self._options.host, self._options.http_port, ours)
         self._http.listen(_BACKLOG)
         if self._options.grpc:
@@ -114,8 +125,9 @@ class _Platform:
         await self._until("the controller", self._controller, self._controller_answers)
         for number in range(self._options.routers):
             router = Child(
-                f"router-{number + 1}", partial(self._router_command, number), [self._http.fileno()], self._environment
-            )
+                f"router-{number + 1}", partial(self._router_command, number),
+                [one.fileno() for one in (self._http, self._inner) if one is not None], self._environment,
+            )  # fmt: skip
             router.on_start = self._write
             self._routers.append(router)
             await router.start()
@@ -137,7 +149,7 @@ class _Platform:
             except (aiohttp.ClientError, OSError, TimeoutError, NotReady) as error:
                 log.error("replicas_left", extra={"error": str(error) or type(error).__name__})
         await self._controller.stop(within_s=15.0)
-        for held in (self._http, self._grpc):
+        for held in (self._http, self._grpc, self._inner):
             if held is not None:
                 held.close()
         tree.write(self._folder, (), {})
@@ -150,7 +162,9 @@ class _Platform:
             admin_host = f"[{options.admin_host}]" if ":" in options.admin_host else options.admin_host
             admin = f"http://{admin_host}:{self._admin_port}"
         grpc = None if self._grpc is None else f"{host}:{self._grpc.getsockname()[1]}"
-        return UpStatus(f"http://{host}:{self._http_port()}", grpc, admin, self._folder, os.getpid())
+        return UpStatus(
+            f"{'https' if self._tls else 'http'}://{host}:{self._http_port()}", grpc, admin, self._folder, os.getpid()
+        )
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -173,7 +187,7 @@ class _Platform:
             "--driver",
             options.driver,
             "--router-url",
-            f"http://{_reachable(options.host)}:{self._http_port()}",
+            f"http://{_reachable(options.host)}:{self._http_port()}" if self._inner is None else _url(self._inner),
         ]
         if options.admin_port is not None:
             command += ["--admin-host", options.admin_host, "--admin-port", str(options.admin_port)]
@@ -189,6 +203,9 @@ class _Platform:
             command += ["--grpc-port", str(self._grpc.getsockname()[1])]
         if self._options.allow_anonymous:
             command += ["--allow-anonymous"]
+        if self._tls and self._inner is not None:
+            command += ["--tls-cert", self._tls[0], "--tls-key", self._tls[1]]
+            command += ["--inner-fd", str(self._inner.fileno())]
         return command + self._logging()
 
     def _logging(self) -> list[str]:
@@ -202,6 +219,8 @@ class _Platform:
         ports = {"http": self._http_port()}
         if self._grpc is not None:
             ports["grpc"] = int(self._grpc.getsockname()[1])
+        if self._inner is not None:
+            ports["inner"] = int(self._inner.getsockname()[1])
         tree.write(self._folder, [*running, *self._before], ports)
 
     async def _until(self, what: str, child: Child, answers: Callable[[], Awaitable[None]]) -> None:
@@ -241,6 +260,24 @@ class _Platform:
             if answer.status >= 400:
                 raise NotReady(f"the controller answered {answer.status}: {body[:200].decode(errors='replace')}")
             return body
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _url(listening: socket.socket) -> str:
+    return "http://{}:{}".format(*listening.getsockname())
+
+
+def _inner(port: int, ours: set[int]) -> socket.socket:
+    """A listener on loopback; on the port of the time before a kill where that can be had, which replicas know."""
+    try:
+        made = _bound("inner", "127.0.0.1", port, ours)
+    except InvalidInput:
+        made = _bound("inner", "127.0.0.1", 0, ours)
+    made.listen(_BACKLOG)
+    return made
 
 
 def _reachable(host: str) -> str:

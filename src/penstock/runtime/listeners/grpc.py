@@ -22,8 +22,8 @@ from penstock.core.door import Door
 from penstock.core.errors import InvalidInput
 from penstock.protocols import GrpcProtocol, Limits
 from penstock.runtime.listeners.hold import Hold
-from penstock.runtime.listeners.tls import tls_context
 from penstock.runtime.listeners.witness import Witness
+from penstock.tls import tls_context
 
 if TYPE_CHECKING:
     import grpc
