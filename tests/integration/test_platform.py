@@ -302,6 +302,13 @@ def test_a_graph_asks_other_endpoints_also_where_callers_need_keys(fleet: FleetF
         outputs = {output["name"]: output["data"] for output in json.loads(body)["outputs"]}
         answers[name] = np.array(outputs["probabilities"])
     assert np.allclose(answers["both"], (answers["one"] + answers["two"]) / 2, atol=1e-6)
+    request = urllib.request.Request(
+        f"{running.http}/v1/graphs/both",
+        json.dumps({"inputs": {"image": [ROWS[0]["image"]]}}).encode(),
+        {"Authorization": f"Bearer {key}"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert np.allclose(json.load(answer)["outputs"]["probabilities"], answers["both"], atol=1e-6)
 
 
 def test_commands_say_what_is_wrong(fleet: FleetFactory) -> None:

@@ -21,7 +21,8 @@ def found(table: CompiledTable, host: str, path: str, **headers: str) -> str | N
 @pytest.mark.parametrize(
     "path",
     ["/v2/models/fraud/infer", "/v2/models/fraud", "/v2/models/fraud/versions/3/infer", "/v1/models/fraud",
-     "/v1/models/fraud:predict", "/predict/fraud", "/v2/models/fraud/generate_stream", "/endpoints/fraud/feedback"],
+     "/v1/models/fraud:predict", "/predict/fraud", "/v2/models/fraud/generate_stream", "/endpoints/fraud/feedback",
+     "/v1/graphs/fraud", "/v1/graphs/fraud/feedback", "/seldon/banking/fraud/api/v1.0/predictions"],
 )  # fmt: skip
 def test_the_name_in_the_path_decides(path: str) -> None:
     table = CompiledTable(Table(1, (endpoint("fraud"), endpoint("fraud2"))))

@@ -42,7 +42,8 @@ class Plan:
         self.start = b""
         self.ready = b""
         self.timeout_s = head.timeout_s or 60.0
-        self.counted = head.method not in _SAFE  # for the experiment: it asks the model, and not about it
+        # For the experiment: it asks the model, not about it, and does not tell a graph what an answer was worth.
+        self.counted = head.method not in _SAFE and not head.path.endswith("/feedback")
         self.plain = False
         self.repeatable = False
         self.ready_probe = False

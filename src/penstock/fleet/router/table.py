@@ -9,9 +9,12 @@ from urllib.parse import unquote
 
 from penstock.fleet.routes import Endpoint, Table
 
-# The model's name in a path: /v2/models/NAME/…, /v1/models/NAME[:predict], /predict/NAME, /endpoints/NAME/…. Names of
-# deployments need no escapes, so an escaped one is none of ours.
-_NAMED: Final = re.compile(r"/(?:v2/models|v1/models|predict|endpoints)/([a-z0-9][-a-z0-9_.]{0,62})(?:[/:]|$)")
+# The model's name in a path: /v2/models/NAME/…, /v1/models/NAME[:predict], /predict/NAME, /endpoints/NAME/…, and the
+# graph's in /v1/graphs/NAME and Seldon's /seldon/NAMESPACE/NAME/…. Names of deployments need no escapes, so an escaped
+# one is none of ours.
+_NAMED: Final = re.compile(
+    r"/(?:v2/models|v1/models|v1/graphs|predict|endpoints|seldon/[^/]+)/([a-z0-9][-a-z0-9_.]{0,62})(?:[/:]|$)"
+)
 
 # What belongs to one runtime and not to its callers: loading and unloading, settings, its metrics and probes.
 _PRIVATE: Final = re.compile(
