@@ -42,8 +42,8 @@ _ID = re.compile(r"[-A-Za-z0-9_.:]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class RouterOptions:
-    """One router. `fd` is a socket that is inherited; without it `host` and `port` are bound here. `inner_fd` is one more,
-    for callers on this machine: never with TLS, which `tls_cert` and `tls_key` put on the public ports."""
+    """One router. `fd` is a socket that is inherited; without it `host` and `port` are bound here. `inner_fd` is
+    one more, for callers on this machine: never with TLS, which `tls_cert` and `tls_key` put on the public ports."""
 
     state: Path
     id: str
