@@ -183,6 +183,9 @@ def signature_of(model: str, version: str) -> Signature | None:
 HEAD = 'kind: Graph\ninputs: {x: "f4[n, 64]"}\n'
 
 
+LADDER = "kind: Graph\nroot: n0\nnodes: {{{}, n40: {{sequence: [{{model: m}}]}}}}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -206,6 +209,18 @@ HEAD = 'kind: Graph\ninputs: {x: "f4[n, 64]"}\n'
         (
             "kind: Graph\nroot: a\nnodes: {a: {sequence: [{model: m}]}, b: {sequence: [{model: m}]}}",
             "nothing leads to node 'b'",
+        ),
+        (
+            LADDER.format(
+                ", ".join(f"n{n}: {{ensemble: [{{node: n{n + 1}}}, {{name: b, node: n{n + 1}}}]}}" for n in range(40))
+            ),
+            "may pass 3298534883326 steps in nodes 41 deep; at most 10000",
+        ),
+        (
+            LADDER.replace("n40", "n300").format(
+                ", ".join(f"n{n}: {{sequence: [{{node: n{n + 1}}}]}}" for n in range(300))
+            ),
+            "in nodes 301 deep",
         ),
         ("kind: Graph\nsequence: [{model: a, when: 'x >'}]", "cannot read the condition"),
         ("kind: Graph\nsequence: [{model: a, timeout_s: 0}]", "it is above 0"),

@@ -20,6 +20,10 @@ from penstock.graphs.definition import (
     Step,
 )
 
+# Looking at a graph, drawing it and running it go this way too: without a bound, 30 nodes that each lead twice to the
+# next one are a billion steps.
+_MOST_STEPS, _DEEPEST = 10_000, 100
+
 SignatureOf = Callable[[str, str], Signature | None]
 """The signature of a model and version; None where it is not known."""
 
@@ -34,6 +38,12 @@ def problems(graph: Graph, signature_of: SignatureOf | None = None) -> list[str]
                       graph.nodes.items()})  # fmt: skip
     if cycle:
         return [f"the nodes {' → '.join(cycle)} lead to each other in a circle"]
+    most, depth = _extent(graph)
+    if most > _MOST_STEPS or depth > _DEEPEST:
+        return [
+            f"a request may pass {most} steps in nodes {depth} deep; at most {_MOST_STEPS} steps, {_DEEPEST} deep: a "
+            "node that several steps lead to counts for each of them"
+        ]
     found += [f"nothing leads to node {name!r}" for name in graph.nodes if name not in _reached(graph)]
     if graph.level == TENSORS:
         found += _flow(graph, signature_of or (lambda model, version: None))
@@ -78,6 +88,22 @@ def _unknown(graph: Graph) -> Iterator[str]:
                 )
     if graph.root not in graph.nodes:
         yield f"the root node {graph.root!r} is not there"
+
+
+def _extent(graph: Graph) -> tuple[int, int]:
+    """The steps that a request may pass, and how deep nodes lie in each other. Of a graph without circles."""
+    known: dict[str, tuple[int, int]] = {}
+    waiting = [graph.root]
+    while waiting:
+        node = graph.nodes[waiting[-1]]
+        inside = [step.target.name for step in node.steps if step.target.kind == NODE]
+        if lacking := [name for name in inside if name not in known]:
+            waiting += lacking
+            continue
+        waiting.pop()
+        steps = len(node.steps) + sum(known[name][0] for name in inside)
+        known[node.name] = steps, 1 + max((known[name][1] for name in inside), default=0)
+    return known[graph.root]
 
 
 def _reached(graph: Graph) -> set[str]:
