@@ -78,7 +78,8 @@ def test_a_head_that_could_be_read_in_two_ways_is_refused(lines: bytes) -> None:
         b"POST /a HTTP/1.1 HTTP/1.1", b"POST  /a HTTP/1.1", b"POST /a b HTTP/1.1", b"POST\t/a HTTP/1.1", b"POST /a",
         b" POST /a HTTP/1.1", b"POST /a HTTP/1.1 ", b"POST /a HTTP/2.0", b"POST /a HTTP/0.9", b"POST /a HTTP/1.2",
         b"POST /a http/1.1", b"P\x00ST /a HTTP/1.1", b"POST /\x80 HTTP/1.1", b"POST a HTTP/1.1", b"CONNECT a:1 HTTP/1.1",
-        b"GET http://a@b/ HTTP/1.1", b"GET ftp://a/ HTTP/1.1", b"SPELL /a HTTP/1.1", b"GET /a#b HTTP/1.1\n",
+        b"GET http://a@b/ HTTP/1.1", b"GET ftp://a/ HTTP/1.1", b"SPELL /a HTTP/1.1", b"GET /a#b HTTP/1.1",
+        b"GET http://a/b#c HTTP/1.1", b"GET /a?b#c HTTP/1.1",
     ],
 )  # fmt: skip
 def test_a_request_line_out_of_form_is_refused(first: bytes) -> None:

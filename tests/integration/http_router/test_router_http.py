@@ -502,6 +502,15 @@ async def test_an_answer_that_is_none_becomes_an_error(answer: bytes) -> None:
         assert "malformed" in error_of(got.body)
 
 
+async def test_any_number_of_answers_that_are_none_yet_come_before_one() -> None:
+    async def script(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 102 Wait\r\n\r\n" * 5000 + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with replicas(Replica(script)) as (replica,), rig() as router:
+        router.follow(endpoint(replica))
+        assert [(await router.ask(post())).body for _ in range(2)] == [b"ok", b"ok"]
+
+
 async def test_bytes_after_an_answer_never_become_the_next_one() -> None:
     async def chatty(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")

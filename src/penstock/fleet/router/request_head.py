@@ -26,8 +26,9 @@ DROPPED: Final = frozenset(
 )  # fmt: skip
 _LINE: Final = re.compile(rb"[A-Z-]{1,32} [!-~]+ HTTP/\d\.\d")
 _HOST: Final = re.compile(rb"[A-Za-z0-9.\-_~!$&'()*+,;=%:\[\]]*")
-_TARGET: Final = re.compile(rb"/[!-~]*|\*")
-_ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[!-~]*)?(\?[!-~]*)?", re.IGNORECASE)
+# Without a fragment, which some parsers cut off and others take for a part of the path.
+_TARGET: Final = re.compile(rb"/[!\"$-~]*|\*")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[!\"$-~]*)?(\?[!\"$-~]*)?", re.IGNORECASE)
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LOOKED_AT: Final = DROPPED | {b"host"}
 _NONE: Final[frozenset[bytes]] = frozenset()

@@ -171,19 +171,19 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
-        end = data.find(b"\r\n\r\n") + 4
-        if end == 3:
-            if len(data) > MAX_BYTES:
-                raise Internal("the replica's answer is malformed: its head is too long")
-            self._buffer = data
-            return
-        head = self._front.answers.read(data[:end])
-        if head.informational:
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end == 3:
+                if len(data) > MAX_BYTES:
+                    raise Internal("the replica's answer is malformed: its head is too long")
+                self._buffer = data
+                return
+            head = self._front.answers.read(data[:end])
+            if not head.informational:
+                break
             if head.status == 101:
                 raise Internal("the replica's answer is malformed: it changes the protocol")
-            if len(data) > end:
-                self._received(data[end:])
-            return
+            data = data[end:]
         self._keep = head.keep_alive
         size = len(data) - end
         length = 0 if head.bodiless or receiver.head_only else head.length
