@@ -64,7 +64,7 @@ def server(shared_server: ServerFactory, behind: Steps, tmp_path_factory: pytest
         document = {
             "apiVersion": "machinelearning.seldon.io/v1",
             "kind": "SeldonDeployment",
-            "metadata": {"name": name},
+            "metadata": {"name": name, "annotations": {"penstock/propagate-headers": "x-user.*"} if name == "after" else {}},
             "spec": {"predictors": [{"name": "default", **each} for each in predictors]},
         }
         (folder / f"{name}.json").write_text(json.dumps(document))
@@ -175,6 +175,15 @@ def test_output_transformers_and_combiners_elsewhere_come_after_the_children(
     assert ask(server, "after", ROWS)["strData"] == "[[2.0, 4.0]]"
     behind.answers["/aggregate"] = lambda body: say({"jsonData": len(json.loads(body)["seldonMessages"])})
     assert ask(server, "joined", ROWS)["jsonData"] == 2
+
+
+def test_headers_go_on_only_where_listed(server: RunningServer, behind: Steps) -> None:
+    behind.answers["/transform-output"] = behind.answers["/aggregate"] = say({"strData": "it"})
+    for graph in ("after", "joined"):
+        headers = {"X-User-Id": "7", "Authorization": "Bearer k"}
+        assert call(f"{server.http}/seldon/ns/{graph}{API}", ROWS, headers=headers).status == 200
+    assert [each.headers.get("x-user-id") for each in behind.asked] == ["7", None]
+    assert all("authorization" not in each.headers for each in behind.asked)
 
 
 def test_errors_are_seldon_statuses_that_name_the_unit(server: RunningServer, behind: Steps) -> None:

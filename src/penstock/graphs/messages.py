@@ -67,6 +67,8 @@ def inputs(message: Message, signature: Signature) -> dict[str, Array]:
     if len(specs) <= 1:
         return _only(specs, array)
     names = _names(message)
+    if array.ndim == 2 and len(names) > array.shape[1]:
+        raise InvalidInput(f"data.names has {len(names)} names, and the data {array.shape[1]} columns")
     columns = {name: array[:, index] for index, name in enumerate(names)} if array.ndim == 2 else {}
     missing = [spec.name for spec in specs if spec.name not in columns and not spec.optional]
     if missing:

@@ -50,7 +50,8 @@ def read(path: Path, name: str) -> Graph:
 
 
 def needs(path: Path, name: str) -> tuple[str, ...]:
-    """The models that it asks in the same server, as far as they are there; none where the file cannot be read, which loading it will tell."""
+    """The models that it asks in the same server, as far as they are there; none where the file cannot be read, which
+    loading it will tell."""
     try:
         return read(path, name).models()
     except LoadError:

@@ -82,7 +82,8 @@ class Keeper:
             self._writing = None
 
     def _replace(self, data: bytes) -> None:
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        # Two may write for a moment: a graph that was replaced, and its successor.
+        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}-{id(self)}.tmp")
         try:
             with beside.open("wb") as file:
                 file.write(data)
