@@ -53,7 +53,7 @@ def _row(client: Client, entry: VersionStatus) -> dict[str, object]:
     }  # fmt: skip
     if entry.reason:
         row["state"] = f"{row['state']}: {entry.reason}"
-    if entry.state != "READY":
+    if entry.state != "READY" or not entry.version:  # a platform's deployment: `penstock status` tells of those
         return row
     try:
         config = client.config(entry.name, entry.version)

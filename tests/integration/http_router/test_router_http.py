@@ -199,7 +199,12 @@ async def test_who_waits_with_the_body_is_told_to_go_on() -> None:
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/v2/models/other/infer", 404), ("/v2/repository/index", 404), ("/", 404), ("/v2/models/fraud/../x", 404)],
+    [
+        ("/v2/models/other/infer", 404),
+        ("/v2/repository/models/fraud/load", 404),
+        ("/", 404),
+        ("/v2/models/fraud/../x", 404),
+    ],
 )
 async def test_what_is_nobodys_is_answered_here(path: str, status: int) -> None:
     async with replicas(Replica(echo)) as (replica,), rig() as router:
@@ -625,6 +630,11 @@ async def test_metrics_and_probes() -> None:
         assert json.loads((await router.ask(b"GET /v2/models HTTP/1.1\r\nHost: a\r\n\r\n")).body) == {
             "models": ["fraud", "sleeps"]
         }
+        assert json.loads((await router.ask(post(path="/v2/repository/index"))).body) == [
+            {"name": "fraud", "version": "", "state": "READY", "reason": ""},
+            {"name": "sleeps", "version": "", "state": "READY", "reason": ""},
+        ]
+        assert json.loads((await router.ask(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")).body)["version"]
         assert (await router.ask(post(path="/metrics"))).status == 501
 
 

@@ -20,7 +20,6 @@ from penstock.fleet.router.balancer import Balancer
 from penstock.fleet.router.grpc_outcome import Context, abort
 from penstock.fleet.router.grpc_pass import ready_answer
 from penstock.fleet.router.grpc_peek import V2
-from penstock.fleet.router.lanes import Service
 from penstock.fleet.routes import Tenant
 from penstock.protocols import v2_grpc
 
@@ -100,7 +99,7 @@ class Health:
             service = self._balancer.services.get(name)
             if service is None:
                 return None
-            ready = service_ready(service)
+            ready = service.ready
         kinds = health_pb2.HealthCheckResponse
         return int(kinds.SERVING if ready and not self._stopping else kinds.NOT_SERVING)
 
@@ -108,11 +107,6 @@ class Health:
 def router_ready(balancer: Balancer) -> bool:
     """Whether the router has a table to follow."""
     return balancer.table.version > 0
-
-
-def service_ready(service: Service) -> bool:
-    """Whether a deployment has a replica, or would get one."""
-    return service.endpoint.waking or any(lane.upstreams for lane in service.lanes)
 
 
 def reflection_handlers() -> Handlers:
@@ -161,7 +155,7 @@ def index_handler(balancer: Balancer, tenant: Tenant | None) -> grpc.RpcMethodHa
         models = []
         for name, service in sorted(balancer.services.items()):
             if tenant is None or not tenant.deployments or name in tenant.deployments:
-                state = b"READY" if service_ready(service) else b"UNAVAILABLE"
+                state = b"READY" if service.ready else b"UNAVAILABLE"
                 models.append(_field(1, _field(1, name.encode()) + _field(3, state)))
         return b"".join(models)
 

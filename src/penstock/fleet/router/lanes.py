@@ -123,6 +123,11 @@ class Service:
     def waiting(self) -> int:
         return self.nowhere.waiting + sum(lane.waiting for lane in self.by_revision.values())
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has a replica, or would get one."""
+        return self.endpoint.waking or any(lane.upstreams for lane in self.lanes)
+
 
 class Held(Protocol):
     """Who waits. Exactly one of the two is called, once, unless the waiter is cancelled before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from penstock.fleet.router.front import HttpFront
 
 _JSON: Final = "application/json"
+_INDEX: Final = "/v2/repository/index"
 _FEEDBACK: Final = re.compile(r"/(?:v2/models|endpoints)/([a-z0-9][-a-z0-9_.]{0,62})/feedback")
 PROBES: Final = PUBLIC_PATHS | {"/livez", "/readyz"}
 """Paths that need no key."""
@@ -40,10 +42,10 @@ class OwnPaths:
             if path in PROBES:
                 return self._live if path.endswith(("live", "livez")) else self._ready
             return self._server if path == "/v2" else self._models
-        if _FEEDBACK.fullmatch(path):
+        if path == _INDEX or _FEEDBACK.fullmatch(path):
             if method != b"POST":
                 raise Unsupported(f"{path} answers POST")
-            return self._feedback
+            return self._index if path == _INDEX else self._feedback
         return None
 
     def _live(self, head: Head, body: bytes) -> Said:
@@ -56,16 +58,31 @@ class OwnPaths:
         return 503, b'{"ready":false,"error":"the router has no table yet, or is stopping"}', _JSON
 
     def _server(self, head: Head, body: bytes) -> Said:
-        return 200, orjson.dumps({"name": "penstock", "extensions": []}), _JSON
+        return 200, orjson.dumps({"name": "penstock", "version": version("penstock"), "extensions": []}), _JSON
 
     def _models(self, head: Head, body: bytes) -> Said:
+        return 200, orjson.dumps({"models": self._callable(head)}), _JSON
+
+    def _index(self, head: Head, body: bytes) -> Said:
+        """The deployments as models, READY where a request finds a replica, or wakes one."""
+        services = self._front.balancer.services
+        ready = {name: services[name].ready for name in self._callable(head)}
+        rows = [
+            {
+                "name": name, "version": "", "state": "READY" if is_ready else "UNAVAILABLE",
+                "reason": "" if is_ready else "no replica is ready",
+            }
+            for name, is_ready in ready.items()
+        ]  # fmt: skip
+        return 200, orjson.dumps(rows), _JSON
+
+    def _callable(self, head: Head) -> list[str]:
         """The deployments that the caller may call."""
         tenant = self._front.authenticate(head)
-        names = [
+        return [
             name for name in sorted(self._front.balancer.services)
             if tenant is None or not tenant.deployments or name in tenant.deployments
         ]  # fmt: skip
-        return 200, orjson.dumps({"models": names}), _JSON
 
     def _metrics(self, head: Head, body: bytes) -> Said:
         self._front.authenticate(head)
