@@ -52,6 +52,18 @@ def test_statistics_add_up(store: Decisions) -> None:
     assert store.arm_statistics("fraud", 8) == {}
 
 
+def test_statistics_of_many_deployments_are_those_of_each(store: Decisions) -> None:
+    counts = {
+        ("one", 1, 1): ArmStatistics(requests=3),
+        ("one", 2, 1): ArmStatistics(requests=4),
+        ("two", 2, 7): ArmStatistics(requests=5, latency=(1,) * BUCKETS),
+    }
+    store.record(Batch("a", 1, 5.0, statistics=counts))
+    many = store.statistics({"one": 2, "two": 2, "none": 1, **{f"m{number}": 1 for number in range(1500)}})
+    assert many == {"one": store.arm_statistics("one", 2), "two": store.arm_statistics("two", 2)}
+    assert (many["one"][1].requests, many["two"][7].requests, len(many["two"][7].latency)) == (4, 5, BUCKETS)
+
+
 def test_a_batch_that_is_sent_again_counts_once(store: Decisions) -> None:
     more = Comparison()
     more.pair((200, 200), (0.01, 0.02))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from memory_fleet import MemoryFleet
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from penstock.fleet.routes import Load, Report
@@ -477,6 +478,16 @@ async def test_replica_that_loaded_other_files_than_the_first_never_serves(memor
     memory.come_up()
     await memory.settle(10)
     assert second.id not in [one.id for one in memory.replicas()]
+
+
+async def test_idle_deployments_cost_the_database_nothing_more(memory: MemoryFleet) -> None:
+    for number in range(10):
+        await memory.deploy(f"m{number}", model="/a")
+    await memory.settle()
+    statements: list[str] = []
+    event.listen(memory.store.engine, "before_cursor_execute", lambda *one: statements.append(one[2]))
+    await memory.step(1.0)
+    assert len(statements) < 8, statements
 
 
 async def test_replica_of_nobody_is_stopped(memory: MemoryFleet) -> None:

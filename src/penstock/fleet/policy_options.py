@@ -6,6 +6,7 @@ As `penstock.config` does for the server's options, but pure: policies may not e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ def read(kind: type[T], given: Mapping[str, object], where: str) -> T:
     Raises:
         InvalidInput: an unknown key (naming the nearest), a wrong type, or a number outside its range.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # classes can be hashed
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # dataclasses only
     values: dict[str, object] = {}
     for key, value in given.items():
@@ -43,9 +44,14 @@ def read(kind: type[T], given: Mapping[str, object], where: str) -> T:
     return kind(**values)
 
 
+@functools.cache  # there are as many as policies, and each is asked for every second
+def _hints(kind: type[Any]) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def table(kind: type[Any]) -> str:
     """The options as a table in Markdown: name, what may be written, default, what it does."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # classes can be hashed
     lines = ["| Option | Allowed | Default | |", "|---|---|---|---|"]
     for field in dataclasses.fields(kind):
         default = field.default

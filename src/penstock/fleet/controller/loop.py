@@ -272,10 +272,15 @@ class Controller:
     async def _decide(self, now: float) -> None:
         self._urgent, self._decided_at = False, now
         self.demand.sample(self.records, now)
-        for name, view in self.views().items():
+        views = self.views()
+        running = {
+            name: view.record.state.experiment.id for name, view in views.items() if view.record.state.experiment
+        }
+        statistics = await self.call(self.decisions.statistics, running)
+        for name, view in views.items():
             if not view.record.state.deleting:
                 await self._alone(name, self._size(name, view, now))
-                await self._alone(name, self._weigh(name, view, now))
+                await self._alone(name, self._weigh(name, view, statistics.get(name, {}), now))
         for known in (self._choices, self._size_memory, self._remembered, self.statistics):
             for gone in known.keys() - self.records.keys():
                 known.pop(gone)
@@ -290,12 +295,11 @@ class Controller:
             self._remembered[name] = now
             await self.change(self.store.sized, name, sized.replicas, sized.reason, sized.memory, record.size, now)
 
-    async def _weigh(self, name: str, view: View, now: float) -> None:
+    async def _weigh(self, name: str, view: View, statistics: dict[int, ArmStatistics], now: float) -> None:
         record = view.record
         experiment = record.state.experiment
         if experiment is None:
             return
-        statistics = await self.call(self.decisions.arm_statistics, name, experiment.id)
         self.statistics[name] = statistics
         if record.state.wish.traffic.policy == LATEST:  # its shares are the numbers of replicas
             self._choices.pop(name, None)
@@ -341,7 +345,7 @@ class Controller:
             await self._reload(name)
             if any(isinstance(action, Begin) for action in actions) and name in self.records:
                 # A new experiment has no weights yet. Until the next second all would go to one arm.
-                await self._weigh(name, self.views()[name], now)
+                await self._weigh(name, self.views()[name], {}, now)
         log.error("plan_goes_in_circles", extra={"deployment": name, "actions": repr(actions)})
 
     async def _publish(self) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, event, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, delete, event, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from penstock.fleet.evidence.comparison import merge
@@ -41,6 +41,7 @@ _KEY = ("deployment", "experiment", "revision")
 # Both databases bound the parameters of one statement (SQLite 32,766, PostgreSQL 65,535); a decision has 7.
 _ROWS_AT_ONCE = 2000
 _PAGE = 1000
+_AT_ONCE = 1000  # experiments that are read in one transaction; each is two parameters
 _DELETED_AT_ONCE = 5000
 
 
@@ -85,23 +86,35 @@ class Decisions:
 
     def arm_statistics(self, deployment: str, experiment: int) -> dict[int, ArmStatistics]:
         """The statistics of every arm of an experiment that has any, by revision."""
-        wanted = {"deployment": deployment, "experiment": experiment}
-        with self._reading() as connection:
-            rows = connection.execute(select(arm_statistics).filter_by(**wanted)).all()
-            latencies: dict[int, list[int]] = {}
-            for row in connection.execute(select(arm_latencies).filter_by(**wanted)):
-                latencies.setdefault(row.revision, [0] * BUCKETS)[row.bucket] = row.requests
-            sums = {row.revision: row for row in connection.execute(select(arm_sums).filter_by(**wanted))}
-        found = {}
-        for row in rows:
-            own = sums.get(row.revision)
-            found[row.revision] = ArmStatistics(
-                latency=tuple(latencies.get(row.revision, ())),
+        return self.statistics({deployment: experiment}).get(deployment, {})
+
+    def statistics(self, experiments: Mapping[str, int]) -> dict[str, dict[int, ArmStatistics]]:
+        """As `arm_statistics`, of one experiment of each deployment, in a few statements however many there are."""
+        found: dict[str, dict[int, ArmStatistics]] = {}
+        pairs = list(experiments.items())
+        for first in range(0, len(pairs), _AT_ONCE):
+            with self._reading() as connection:
+                self._add_statistics(connection, pairs[first : first + _AT_ONCE], found)
+        return found
+
+    def _add_statistics(
+        self, connection: Connection, pairs: list[tuple[str, int]], found: dict[str, dict[int, ArmStatistics]]
+    ) -> None:
+        def wanted(table: Table) -> Select[Any]:
+            return select(table).where(tuple_(table.c.deployment, table.c.experiment).in_(pairs))
+
+        latencies: dict[tuple[str, int], list[int]] = {}
+        for row in connection.execute(wanted(arm_latencies)):
+            latencies.setdefault((row.deployment, row.revision), [0] * BUCKETS)[row.bucket] = row.requests
+        sums = {(row.deployment, row.revision): row for row in connection.execute(wanted(arm_sums))}
+        for row in connection.execute(wanted(arm_statistics)):
+            own = sums.get((row.deployment, row.revision))
+            found.setdefault(row.deployment, {})[row.revision] = ArmStatistics(
+                latency=tuple(latencies.get((row.deployment, row.revision), ())),
                 gram=() if own is None else tuple(_floats(own.gram)),
                 moment=() if own is None else tuple(_floats(own.moment)),
                 **{name: getattr(row, name) for name in _COUNTS},
             )
-        return found
 
     def decisions(
         self, deployment: str, since: float = 0.0, limit: int | None = None, *, experiment: int | None = None
