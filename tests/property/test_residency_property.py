@@ -16,7 +16,7 @@ from penstock.core.errors import LoadError, NotReady
 from penstock.core.messages import Request
 from penstock.core.servable import LoadContext
 from penstock.core.tensor import parse_spec
-from penstock.runtime import lifecycle
+from penstock.runtime import lifecycle, residency
 from penstock.runtime.adapters import echo
 from penstock.runtime.batching.batcher import Batcher
 from penstock.runtime.batching.policy import BatchLimits
@@ -323,4 +323,27 @@ async def test_a_version_that_has_outgrown_all_memory_says_so_at_once():
     await asyncio.sleep(1.05)
     await bench.ask(0)
     assert bench.versions[0].not_woken == ""
+    await bench.residency.close()
+
+
+async def test_a_load_that_hangs_holds_no_other_up_for_long(monkeypatch):
+    monkeypatch.setattr(residency, "_LONG_LOAD_S", 0.1)
+    bench = Bench([3, 3, 6], 12, random.Random(10))
+    for version in bench.versions[:2]:
+        await bench.residency._put_to_rest(bench.residency._entries[bench.residency._places[version]])
+    quick, hang = bench.versions[0].revive, asyncio.Event()
+
+    async def hanging() -> None:
+        await hang.wait()
+        await quick()
+
+    bench.versions[0].revive = hanging
+    first = asyncio.ensure_future(bench.ask(0))
+    await asyncio.sleep(0.01)
+    await bench.ask(1, timeout_s=2)
+    assert not first.done()
+    hang.set()
+    await first
+    await asyncio.gather(*(bench.ask(number) for number in (0, 1, 2, 0, 1, 2)))
+    assert bench.residency._loads._value == 1, "given back once"
     await bench.residency.close()

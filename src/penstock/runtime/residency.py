@@ -15,9 +15,10 @@ Versions whose load fails rest on, and fail what waited; those in memory are not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 
 from penstock.core.errors import LoadError, NotReady, PenstockError
@@ -31,6 +32,7 @@ log = logging.getLogger("penstock.residency")
 _LOOK_S = 0.25  # a version that holds no request any more says so; others, such as one that moved, are looked at
 _LONGEST_LOOK_S = 30.0
 _TRIM_S = 5.0  # between two times that freed memory goes back to the system: the next load mostly takes it again
+_LONG_LOAD_S = 5.0  # many times what the models take of which there are too many for the memory
 _PAUSE_S = 1.0  # after a load that failed: requests are told at once, instead of each trying again
 
 
@@ -141,7 +143,7 @@ class Residency:
                     return
                 reserved = version.size_bytes
                 self._reserved += reserved
-            async with self._loads:
+            async with self._place():
                 assert version.revive is not None
                 loading = time.monotonic()
                 await version.revive()
@@ -171,6 +173,26 @@ class Residency:
             )
         finally:
             self._reserved -= reserved
+
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """A place among those who load, for a while: one that takes long waits for more than a core, and one that hangs
+        must not hold all others up."""
+        await self._loads.acquire()
+        held = True
+
+        def leave() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._loads.release()
+
+        long = asyncio.get_running_loop().call_later(_LONG_LOAD_S, leave)
+        try:
+            yield
+        finally:
+            long.cancel()
+            leave()
 
     async def _make_room(self, version: LoadedVersion) -> bool:
         """Whether there is room for it; false when nobody waits for it any more. Raises: LoadError, as `take_in`."""
