@@ -212,9 +212,11 @@ async def test_traffic_is_set_by_weights_policy_promotion_and_pause(api: Api) ->
     assert (await api("PUT", "/api/v1/deployments/m/traffic", {"promote": 2}))[0] == 200
     await api.until(lambda one: one["stable"] == 2 and len(one["arms"]) == 1)
     for wrong in ({}, {"weights": {}}, {"weights": {"1": -1}}, {"weights": {"x": 1}}, {"promote": "2"}, {"retire": 2},
-                  {"pause": 1}, {"pause": True, "promote": 2}, {"policy": "cannary"}, {"wieghts": {"1": 1}}):  # fmt: skip
+                  {"pause": 1}, {"pause": True, "promote": 2}, {"policy": "cannary"}, {"wieghts": {"1": 1}},
+                  {"sticky": {"by": "ip", "name": "a"}}, {"shadow": {"revision": 2, "share": 5}}):  # fmt: skip
         status, document = await api("PUT", "/api/v1/deployments/m/traffic", wrong)
         assert status in (400, 404), (wrong, document)
+    assert (await api("PUT", "/api/v1/deployments/m/traffic", {"pause": True}))[0] == 200, "nothing wrong was kept"
 
 
 async def test_long_poll_answers_when_something_changed(api: Api) -> None:

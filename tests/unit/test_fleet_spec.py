@@ -83,3 +83,12 @@ def test_the_page_of_deployments_has_every_key_and_no_other() -> None:
     known = {*Run.__struct_fields__, *Deployment.__struct_fields__} - {"name", "run", *tables}
     known |= {f"{table}.{key}" for table, kind in tables.items() for key in kind.__struct_fields__}
     assert written - {"memory"} == known - {"memory_bytes"}
+
+
+def test_what_was_accepted_before_is_read_again_although_a_newer_rule_forbids_it() -> None:
+    document = {"model": "/m", "rollout": {"surge": 0}}
+    again = spec.read_again("digits", document)
+    assert again.rollout.surge == 0
+    for judge in (lambda: spec.check(again), lambda: spec.read("digits", document)):
+        with pytest.raises(InvalidInput, match="surge"):
+            judge()

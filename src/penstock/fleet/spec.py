@@ -137,6 +137,14 @@ def read(name: str, document: Mapping[str, object]) -> Deployment:
     Raises:
         InvalidInput: an unknown key (naming the nearest), a wrong type or range, or things that exclude each other.
     """
+    deployment = read_again(name, document)
+    check(deployment)
+    return deployment
+
+
+def read_again(name: str, document: Mapping[str, object]) -> Deployment:
+    """As `read`, of a document that was accepted before: ranges are not judged, so that a rule which is newer than the
+    document takes nothing away. Raises: InvalidInput: an unknown key, or a wrong type."""
     if not _NAME.fullmatch(name):
         raise InvalidInput(
             f"deployment {name[:80]!r}: a name is 1 to 63 of a-z 0-9 - _ . with a letter or digit at both ends"
@@ -154,9 +162,13 @@ def read(name: str, document: Mapping[str, object]) -> Deployment:
         top["traffic"] = {"policy": top["traffic"]}
     if isinstance(top.get("scaling"), Mapping):
         top["scaling"] = [top["scaling"]]
-    deployment = _convert(where, {**top, "name": name, "run": run})
-    _check(where, deployment)
-    return deployment
+    return _convert(where, {**top, "name": name, "run": run})
+
+
+def check(wish: Deployment) -> None:
+    """Raises: InvalidInput: a value out of its range, or things that exclude each other."""
+    for problem in (*_problems_of_run(wish.run), *_problems(wish)):
+        raise InvalidInput(f"deployment {wish.name}: {problem}")
 
 
 def write(deployment: Deployment) -> dict[str, object]:
@@ -201,11 +213,6 @@ def _bounds(where: str, value: object) -> dict[str, int]:
     if match is None or isinstance(value, bool):
         raise InvalidInput(f"{where}: replicas is {value!r}; write a number, or bounds such as 0..4")
     return {"minimum": int(match[1]), "maximum": int(match[2] or match[1])}
-
-
-def _check(where: str, wish: Deployment) -> None:
-    for problem in (*_problems_of_run(wish.run), *_problems(wish)):
-        raise InvalidInput(f"{where}: {problem}")
 
 
 def _problems_of_run(run: Run) -> Iterator[str]:

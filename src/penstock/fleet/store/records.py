@@ -96,7 +96,7 @@ def flat(document: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def wish_of(row: RowMapping) -> Deployment:
-    return spec.read(row["name"], json.loads(row["document"]))
+    return spec.read_again(row["name"], json.loads(row["document"]))
 
 
 def revision_of(row: RowMapping) -> Revision:

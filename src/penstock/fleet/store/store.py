@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from penstock.core.errors import InvalidInput, NotFound
+from penstock.fleet import spec
 from penstock.fleet.spec import Deployment, Traffic
 from penstock.fleet.state import Phase, Revision
 from penstock.fleet.store import rows, schema
@@ -88,8 +89,9 @@ class Store:
         A run that differs makes a revision; one that an earlier revision has makes that the wished one again, unless it
         failed. A wish for a run whose revision failed is a new try, with a new number.
 
-        Raises: InvalidInput: the deployment is being deleted.
+        Raises: InvalidInput: `spec.check` says no, or the deployment is being deleted.
         """
+        spec.check(wish)
         with self.writing() as connection:
             row = rows.row(connection, wish.name)
             if row is None:
@@ -142,7 +144,7 @@ class Store:
             return Applied(name, record.state.generation + 1, number, changed)
 
     def set_traffic(self, name: str, traffic: Traffic, now: float) -> Applied:
-        """Another traffic policy, or other options, with the same run. Raises: NotFound."""
+        """Another traffic policy, or other options, with the same run. Raises: NotFound, InvalidInput."""
         with self.reading() as connection:
             wish = rows.get(connection, name).state.wish
         return self.apply(msgspec.structs.replace(wish, traffic=traffic), now)
