@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.request
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def sleeper(x):
 def test_workers_come_with_the_load_and_go_when_it_is_over_and_no_request_is_lost(server, tmp_path, figure):
     (tmp_path / "code.py").write_text(SLEEPER)
     table = {"path": f"{tmp_path}/code.py:sleeper", "workers": 1, "max_workers": 3, "batch": False}
-    running = server({"sleeper": table})
+    running = server({"sleeper": table}, idle_unload_s=3600)
     stop, answered, wrong = threading.Event(), [], []
 
     def load() -> None:
@@ -47,8 +48,14 @@ def test_workers_come_with_the_load_and_go_when_it_is_over_and_no_request_is_los
             time.sleep(0.05)
         return time.monotonic() - began
 
+    def resident_bytes() -> float:
+        with urllib.request.urlopen(f"{running.http}/metrics", timeout=20) as answer:
+            lines = answer.read().decode().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("penstock_models_resident_bytes ")))
+
     with Client(running.http) as client:
         assert ready(client) == 1
+        alone_bytes = resident_bytes()
         callers = [threading.Thread(target=load) for _ in range(6)]
         for caller in callers:
             caller.start()
@@ -56,6 +63,7 @@ def test_workers_come_with_the_load_and_go_when_it_is_over_and_no_request_is_los
         figure("P11", "from one worker to three under load", took, "s")
         time.sleep(1.0)
         assert ready(client) == 3  # not more, and not to and fro
+        assert resident_bytes() == 3 * alone_bytes > 0
         stop.set()
         for caller in callers:
             caller.join()
@@ -65,3 +73,4 @@ def test_workers_come_with_the_load_and_go_when_it_is_over_and_no_request_is_los
             client.infer("sleeper", {"x": np.ones(1, "f4")})
             assert time.monotonic() < began + 40
         assert client.infer("sleeper", {"x": np.ones(1, "f4")})["y"].tolist() == [1.0]
+        assert resident_bytes() == alone_bytes

@@ -28,6 +28,7 @@ from penstock.runtime.residency import Residency
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import LoadedVersion
 from penstock.runtime.workers.inline import InlineExecutor
+from penstock.runtime.workers.pool import Pool
 from penstock.telemetry.metrics import ModelMetrics
 
 seeds = st.integers(0, 10_000)
@@ -346,4 +347,17 @@ async def test_a_load_that_hangs_holds_no_other_up_for_long(monkeypatch):
     await first
     await asyncio.gather(*(bench.ask(number) for number in (0, 1, 2, 0, 1, 2)))
     assert bench.residency._loads._value == 1, "given back once"
+    await bench.residency.close()
+
+
+async def test_a_version_whose_workers_grew_comes_back_with_as_many_as_it_began_with():
+    bench = Bench([6], 12, random.Random(11))
+    (version,) = bench.versions
+    version.inline = None
+    version.pool = pool = Pool(
+        lambda _: pytest.fail("nothing is started"), 2, load_timeout_s=1, timeout_s=1, hang_s=1, on_change=lambda: None
+    )
+    pool.size, version.size_bytes = 6, 12
+    await version.rest()
+    assert version.size_bytes == 4
     await bench.residency.close()

@@ -107,6 +107,7 @@ class _Loading:
         self._options = loaded.options
         self._on_change = on_change
         self._changed = asyncio.Event()  # a worker came, went, or could not be started
+        self._worker_bytes = 0
         self._snapshot: Snapshot  # of the files that were loaded
         self._devices = [parse_device(text) for text in self._options.devices]
         self._adapter = cast(Adapter, plugins.load(ADAPTERS, loaded.adapter))
@@ -155,8 +156,7 @@ class _Loading:
             await self._go_inline()
         else:
             self._use_pool(loaded.pool)
-        if not inline:
-            loaded.size_bytes = self._pool_bytes()
+            self._measure_workers()
         loaded.revive = self._revive
         if name := await from_disk(self._snapshot.changed):
             raise LoadError(f"{name} changed while the model was loaded; it is loaded again once it stays the same")
@@ -200,12 +200,15 @@ class _Loading:
             self._watch(loaded.inline)
             loaded.use_current_executors()
         elif loaded.pool is not None:
-            loaded.size_bytes = max(loaded.size_bytes, self._pool_bytes())
+            self._measure_workers()
             self._use_pool(loaded.pool)
 
-    def _pool_bytes(self) -> int:
+    def _measure_workers(self) -> None:
+        """Each counts as much as the largest so far, also those that are still to come."""
         pool = self._loaded.pool
-        return max((process_bytes(worker.pid) for worker in pool.workers), default=0) * pool.size if pool else 0
+        if pool is not None:
+            self._worker_bytes = max([self._worker_bytes, *(process_bytes(worker.pid) for worker in pool.workers)])
+            self._loaded.size_bytes = self._worker_bytes * pool.size
 
     async def _checked_pool(self) -> Pool:
         """A new pool whose first worker has loaded the same files and answered; the others follow."""
@@ -246,8 +249,11 @@ class _Loading:
 
     def _workers_changed(self) -> None:
         self._changed.set()
-        if self._loaded.inline is None and hasattr(self._loaded, "batcher"):
-            self._loaded.use_current_executors()
+        loaded = self._loaded
+        if loaded.inline is None and hasattr(loaded, "batcher"):
+            loaded.use_current_executors()
+            if loaded.pool is not None:
+                loaded.size_bytes = self._worker_bytes * loaded.pool.size
         self._on_change()
 
     def _spec(self, worker: int) -> LoadSpec:
@@ -429,7 +435,7 @@ class _Loading:
         finally:
             loaded.moving = False
         loaded.pool, loaded.inline, loaded.copy = pool, None, None
-        loaded.size_bytes = self._pool_bytes()
+        self._measure_workers()
         self._use_pool(pool)
         await inline.close(0.0)
         return True

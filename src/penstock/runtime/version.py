@@ -135,6 +135,8 @@ class LoadedVersion:
         request, and not be moving."""
         self._rested_from, self.resting = self.executor, True
         pool, inline, watch = self.pool, self.inline, self.watch
+        if pool is not None:  # it comes back with as many workers as it began with
+            self.size_bytes = self.size_bytes * pool.least // pool.size
         self.pool, self.inline, self.watch, self.copy = None, None, None, None
         self.use_current_executors()
 

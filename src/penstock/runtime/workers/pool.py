@@ -57,7 +57,7 @@ class Pool:
         hang_s: float, on_change: Callable[[], None],
     ) -> None:  # fmt: skip
         """Code may compute for `timeout_s`, or until its batch's deadline if that is later, and `hang_s` more."""
-        self.size = size
+        self.least = self.size = size
         self.check: Callable[[WorkerProcess], Awaitable[None]] | None = None  # the warm-up of every later process
         self.on_free: Callable[[], None] = _nothing  # called when a worker has room again without having answered
         self._make_spec = make_spec
@@ -90,7 +90,7 @@ class Pool:
     def adapt(self, most: int, waited_s: Callable[[], float]) -> None:
         """From now on there are as many processes as the load needs, from `size` to `most` (see `elastic`). `waited_s`
         is how long the request has waited that waits longest."""
-        self._spawn(self._adapt(self.size, most, waited_s))
+        self._spawn(self._adapt(self.least, most, waited_s))
 
     async def _adapt(self, least: int, most: int, waited_s: Callable[[], float]) -> None:
         memory = elastic.Memory()
