@@ -233,6 +233,19 @@ def test_shadow_is_a_revision_there_is(store: Store) -> None:
     assert applied.revision == 2
 
 
+def test_old_revision_that_is_no_longer_the_shadow_gets_no_requests(store: Store) -> None:
+    for model in ("/a", "/b"):
+        serve(store, store.apply(wish(model=model, traffic="canary"), 1.0).revision, 1.0)
+    shadowed = {"policy": "canary", "shadow": {"revision": 1}}
+    store.apply(wish(model="/b", traffic=shadowed), 2.0)
+    assert [one.number for one in store.get("m").members] == [1, 2]
+    store.apply(wish(model="/b", traffic="canary"), 3.0)
+    assert [one.number for one in store.get("m").members] == [2]
+    store.apply(wish(model="/c", traffic={"policy": "canary", "shadow": {"revision": 3}}), 4.0)
+    store.apply(wish(model="/c", traffic="canary"), 5.0)
+    assert [one.number for one in store.get("m").members] == [2, 3], "the newest goes on as any new one"
+
+
 def test_traffic_changes_without_a_revision(store: Store) -> None:
     store.apply(wish(), 1.0)
     applied = store.set_traffic("m", Traffic(policy="thompson"), 2.0)

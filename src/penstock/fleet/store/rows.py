@@ -179,6 +179,16 @@ def check_shadow(connection: Connection, wish: Deployment, number: int, now: flo
     want(connection, record, shadow.revision, now)
 
 
+def retire_shadow(connection: Connection, record: Record, wish: Deployment, number: int, now: float) -> None:
+    """Takes out what was the shadow and is no more: nobody said that it should serve. The wished one `number` goes on as
+    any new revision, and so does the stable one."""
+    before, after = record.state.wish.traffic.shadow, wish.traffic.shadow
+    if before is None or (after is not None and after.revision == before.revision):
+        return
+    if before.revision not in (number, record.stable) and before.revision in {one.number for one in record.members}:
+        set_phase(connection, record.name, before.revision, Phase.RETIRED, "no longer the shadow", now)
+
+
 def row_value(connection: Connection, name: str, column: str) -> int:
     table = schema.deployments
     return int(connection.execute(select(table.c[column]).where(table.c.name == name)).scalar_one())

@@ -109,6 +109,7 @@ class Store:
                 number = rows.wish_revision(connection, record, wish, now)
             if wish.traffic.shadow != record.state.wish.traffic.shadow:
                 rows.check_shadow(connection, wish, number, now)
+                rows.retire_shadow(connection, record, wish, number, now)
             rows.set_wish(connection, record, wish, number)
             if changed:
                 keys = ", ".join(str(one["key"]) for one in changed[:8]) + (" …" if len(changed) > 8 else "")
