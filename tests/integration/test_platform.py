@@ -324,6 +324,41 @@ def test_commands_say_what_is_wrong(fleet: FleetFactory) -> None:
     assert "nothing" in done.stderr
     done = penstock(running, "status", "nobody", check=False)
     assert done.returncode == 2
+    done = penstock(running, "deploy", "digits", check=False)
+    assert done.returncode == 2 and "give a model or a graph" in done.stderr
+    done = penstock(running, "tenants", "--delete", check=False)
+    assert done.returncode == 2 and "NAME" in done.stderr
+    running.fleet.deploy("digits", Path(ONE))
+    done = penstock(running, "delete", "digits", "nobody", check=False)
+    assert done.returncode == 2 and running.fleet.status("digits").phase != "deleting"
+
+
+def test_a_shadow_is_deployed_compared_and_taken_out_by_commands(fleet: FleetFactory) -> None:
+    running = fleet()
+    first = penstock(running, "deploy", "digits", ONE, "--shadow", "0.5", check=False)
+    assert first.returncode == 2 and "beside one that serves" in first.stderr
+    penstock(running, "deploy", "digits", ONE, "--env", "A=1", "--env", "B=2")
+    penstock(running, "deploy", "digits", TWO, "--shadow", "1", "--env", "A-")
+    assert running.fleet.status("digits").wish["env"] == {"B": "2"}
+    until(lambda: running.fleet.status("digits").arms[1].shadow, "a shadow")
+    assert "ready, shadow" in penstock(running, "status", "digits").stdout
+
+    def compared() -> bool:
+        assert ask(running.http)[1]["penstock-revision"] == "1"
+        return bool(running.fleet.comparison("digits")["comparisons"])
+
+    until(compared, "a comparison")
+    head, row = penstock(running, "comparison", "digits", "--examples").stdout.splitlines()[:2]
+    assert head.startswith("shadow\tcompared") and row.startswith("revision 2\t")
+    penstock(running, "traffic", "digits", "--sticky", "cookie:user")
+    penstock(running, "deploy", "digits", "--traffic", "canary", "--traffic-option", "steps=[0.1, 0.5]")
+    penstock(running, "deploy", "digits", "--traffic", "canary")
+    assert running.fleet.status("digits").wish["traffic"] == {
+        "policy": "canary", "options": {"steps": [0.1, 0.5]}, "sticky": {"by": "cookie", "name": "user"},
+        "shadow": {"revision": 2, "share": 1.0},
+    }, "what is not given stays as it was"  # fmt: skip
+    penstock(running, "traffic", "digits", "--shadow", "off")
+    until(lambda: ask(running.http, cookie="user=a")[1].get("penstock-decision"), "a canary")
 
 
 def test_a_file_is_applied_and_shows_no_difference_then(fleet: FleetFactory, tmp_path: Path) -> None:

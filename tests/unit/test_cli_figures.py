@@ -13,7 +13,9 @@ from penstock.cli.bench import percentile, summary
 from penstock.cli.flags import shown
 from penstock.cli.load import Tally
 from penstock.cli.models import quantile
+from penstock.cli.output import print_table
 from penstock.cli.predict import table
+from penstock.cli.status_view import number
 from penstock.config import Layer, options_of, resolve
 from penstock.runtime.options import ModelOptions, ServerOptions
 
@@ -74,3 +76,12 @@ def test_outputs_of_one_length_stand_side_by_side_and_large_ones_are_named_by_sh
     assert table({"y": np.array([1, 2]), "z": long}) == [{"y": "1", "z": "FP32[100]"}, {"y": "2", "z": "FP32[100]"}]
     assert table({"y": np.array([1, 2]), "z": np.array([0.5])}) == [{"y": "1 2", "z": "0.5"}]
     assert table({"y": np.array([b"a"], dtype=object)}) == [{"y": "a"}]
+
+
+def test_cells_off_a_terminal_stay_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([{"a": 1, "reason": "it ended\nthe last\tline"}])
+    assert capsys.readouterr().out == "a\treason\n1\tit ended; the last line\n"
+
+
+def test_large_figures_are_no_powers_of_ten() -> None:
+    assert [number(one) for one in (None, 0.4834, 5.12, 99.94, 3613.4)] == ["", "0.483", "5.12", "99.9", "3613"]

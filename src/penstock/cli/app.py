@@ -29,6 +29,7 @@ COMMANDS = {
     "deploy": "penstock.cli.deploy",
     "status": "penstock.cli.status",
     "traffic": "penstock.cli.traffic",
+    "comparison": "penstock.cli.comparison",
     "rollback": "penstock.cli.rollback",
     "logs": "penstock.cli.logs",
     "apply": "penstock.cli.apply",

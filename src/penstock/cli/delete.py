@@ -26,5 +26,7 @@ def delete(
         typer.confirm(f"delete {', '.join(names)}?", abort=True)
     platform = connect(fleet)
     for name in names:
+        platform.status(name)  # one that is not there stops it before the first is gone
+    for name in names:
         platform.delete(name)
         out().print(f"{name}  deleted")

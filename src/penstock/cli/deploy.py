@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli.command import Command
-from penstock.cli.platform import Address, AsJson, Name, Wait, connect, follow, pairs, tell
-from penstock.core.coercion import parameter
+from penstock.cli.platform import Address, AsJson, Name, Wait, connect, follow, pairs, read_option, settings, tell
 from penstock.core.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -30,11 +29,19 @@ def deploy(
     traffic: Annotated[
         str | None,
         typer.Option(
-            "--traffic", metavar="POLICY", help="latest, split, canary, epsilon_greedy, thompson, ucb, linucb."
+            "--traffic",
+            metavar="POLICY",
+            help="latest, split, canary, epsilon_greedy, softmax, thompson, ucb, linucb.",
         ),
     ] = None,
     traffic_option: Annotated[
         list[str] | None, typer.Option("--traffic-option", metavar="KEY=VALUE", help="An option of that policy.")
+    ] = None,
+    shadow: Annotated[
+        float | None,
+        typer.Option(
+            "--shadow", metavar="SHARE", help="The new revision gets copies of so many requests, and serves none."
+        ),
     ] = None,
     strategy: Annotated[
         str | None, typer.Option("--strategy", metavar="STRATEGY", help="rolling, blue-green or recreate.")
@@ -53,12 +60,13 @@ def deploy(
         float | None, typer.Option("--gpu", metavar="NUMBER", help="GPUs of a replica, or a share of one.")
     ] = None,
     env: Annotated[
-        list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="A variable of its environment.")
+        list[str] | None,
+        typer.Option("--env", metavar="KEY=VALUE", help="A variable of its environment; KEY- takes it out."),
     ] = None,
     secret: Annotated[
         list[str] | None,
         typer.Option(
-            "--secret", metavar="KEY=SOURCE", help="A variable read from env:NAME or file:/path at each start."
+            "--secret", metavar="KEY=SOURCE", help="A variable read from env:NAME or file:/path at each start; KEY-."
         ),
     ] = None,
     requirements: Annotated[
@@ -66,7 +74,7 @@ def deploy(
         typer.Option("--requirements", metavar="FILE", help="Locked requirements of an environment of its own."),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A model option, such as workers=2.")
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A model option, such as workers=2; KEY-.")
     ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Allow the model's pickled files: they can run any code.")
@@ -81,22 +89,23 @@ def deploy(
     before serves on until then, or for good when the new one fails.
     """
     from penstock.cli.output import print_json
-    from penstock.client.fleet import absolute
 
     given: dict[str, object] = {
         "graph": graph, "replicas": replicas, "cpu": cpu, "memory": memory, "gpu": gpu,
-        "requirements": absolute(requirements) if requirements else None,
+        "requirements": requirements,
         "rollout": {"strategy": strategy} if strategy else None,
         "traffic": _policy("--traffic", traffic, traffic_option),
         "scaling": _policy("--scale-on", scale_on, scale_option),
-        "env": pairs(env, "--env") or None,
-        "secrets": pairs(secret, "--secret") or None,
-        "options": {key: parameter(value) for key, value in pairs(option, "--option").items()} or None,
+        "env": settings(env, "--env") or None,
+        "secrets": settings(secret, "--secret") or None,
+        "options": {
+            key: None if value is None else read_option(value) for key, value in settings(option, "--option").items()
+        } or None,
         "trust": trust or None,
     }  # fmt: skip
     changes = {key: value for key, value in given.items() if value is not None}
     platform = connect(fleet)
-    change = platform.deploy(name, model, **changes)
+    change = platform.deploy(name, model, shadow=shadow, **changes)
     if as_json:
         print_json({"name": change.name, "generation": change.generation, "revision": change.revision})
     else:
@@ -110,4 +119,5 @@ def _policy(flag: str, policy: str | None, options: list[str] | None) -> dict[st
         if options:
             raise InvalidInput(f"{options[0]}: an option of which policy? Write {flag} POLICY too")
         return None
-    return {"policy": policy, "options": {key: parameter(value) for key, value in pairs(options, flag).items()}}
+    given = {key: read_option(value) for key, value in pairs(options, flag).items()}
+    return {"policy": policy, "options": given} if given else {"policy": policy}

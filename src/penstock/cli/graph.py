@@ -36,7 +36,7 @@ def show(
     file: File,
     output: Annotated[
         str | None,
-        typer.Option("--output", metavar="PATH", help="Where the picture goes (.svg or .mmd); else standard output."),
+        typer.Option("--output", "-o", metavar="PATH", help="Where it goes (.svg or .mmd); else standard output."),
     ] = None,
     mermaid: Annotated[
         bool, typer.Option("--mermaid", help="Text for Markdown's ```mermaid blocks instead of an SVG.")

@@ -37,7 +37,7 @@ def print_table(rows: Sequence[Mapping[str, object]], right: Sequence[str] = ())
     if not rows:
         return
     if not sys.stdout.isatty():
-        lines = ["\t".join(rows[0])] + ["\t".join(str(value) for value in row.values()) for row in rows]
+        lines = ["\t".join(rows[0])] + ["\t".join(_cell(value) for value in row.values()) for row in rows]
         sys.stdout.write("\n".join(lines) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -46,3 +46,7 @@ def print_table(rows: Sequence[Mapping[str, object]], right: Sequence[str] = ())
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
     Console(highlight=False).print(table)
+
+
+def _cell(value: object) -> str:
+    return "; ".join(str(value).replace("\t", " ").splitlines())

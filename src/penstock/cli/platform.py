@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from penstock.cli.output import out
 from penstock.client.fleet import Fleet
 from penstock.client.fleet_status import Change, Status
+from penstock.core.coercion import parameter
 from penstock.core.errors import InvalidInput
 
 Address = Annotated[
@@ -37,6 +39,30 @@ def pairs(given: list[str] | None, flag: str) -> dict[str, str]:
         if not key or not equals:
             raise InvalidInput(f"{flag} {text}: write KEY=VALUE")
         made[key] = value
+    return made
+
+
+def settings(given: list[str] | None, flag: str) -> dict[str, str | None]:
+    """`KEY=VALUE` texts, and `KEY-` for one that is to be taken out: None. Raises: InvalidInput."""
+    made: dict[str, str | None] = {}
+    for text in given or ():
+        if text.endswith("-") and "=" not in text:
+            made[text[:-1]] = None
+        else:
+            made |= pairs([text], flag)
+    return made
+
+
+def read_option(text: str) -> object:
+    """A policy's or model's option as it was typed: true, a number, text, or a list or table in JSON.
+
+    Raises: InvalidInput."""
+    if not text.startswith(("[", "{")):
+        return parameter(text)
+    try:
+        made: object = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{text} begins like JSON and is none: {error}") from None
     return made
 
 

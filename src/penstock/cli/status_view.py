@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from penstock.client.fleet_status import Status
+from penstock.client.fleet_status import ArmStatus, Status
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,14 +41,14 @@ def arms(status: Status) -> list[dict[str, object]]:
         {
             "revision": arm.revision,
             "share": f"{arm.weight * 100:.1f}%",
-            "phase": arm.phase,
+            "phase": _phase(arm),
             "replicas": f"{arm.replicas_ready}/{arm.replicas_wished}",
             "requests": arm.requests,
-            "errors": _percent(arm.error_rate),
-            "p50 ms": _number(arm.p50_ms),
-            "p99 ms": _number(arm.p99_ms),
+            "errors": percent(arm.error_rate),
+            "p50 ms": number(arm.p50_ms),
+            "p99 ms": number(arm.p99_ms),
             "rewards": arm.rewards,
-            "mean reward": _number(arm.mean_reward),
+            "mean reward": number(arm.mean_reward),
             "": arm.reason,
         }
         for arm in status.arms
@@ -60,7 +60,7 @@ def replicas(status: Status) -> list[dict[str, object]]:
     return [
         {
             "replica": one.id, "revision": one.revision, "state": one.state, "http": one.http,
-            "pid": one.pid or "", "in flight": _number(one.concurrency), "": one.reason,
+            "pid": one.pid or "", "in flight": number(one.concurrency), "": one.reason,
         }
         for one in status.replicas
     ]  # fmt: skip
@@ -111,9 +111,9 @@ def _parts(status: Status) -> list[RenderableType]:
             table.add_row(
                 "stable" if arm.revision == status.stable else "", str(arm.revision),
                 f"{'█' * filled}{'░' * (_BAR - filled)} {arm.weight * 100:5.1f} %",
-                f"{arm.replicas_ready}/{arm.replicas_wished}", f"{arm.requests:,}", _percent(arm.error_rate),
-                _number(arm.p50_ms), _number(arm.p99_ms), reward,
-                Text(arm.phase, style=_COLOURS.get(arm.phase, "")), Text(arm.reason, style="dim"),
+                f"{arm.replicas_ready}/{arm.replicas_wished}", f"{arm.requests:,}", percent(arm.error_rate),
+                number(arm.p50_ms), number(arm.p99_ms), reward,
+                Text(_phase(arm), style=_COLOURS.get(arm.phase, "")), Text(arm.reason, style="dim"),
             )  # fmt: skip
         parts.append(table)
     if status.explanation:
@@ -124,12 +124,18 @@ def _parts(status: Status) -> list[RenderableType]:
     return parts
 
 
-def _percent(share: float | None) -> str:
+def _phase(arm: ArmStatus) -> str:
+    return f"{arm.phase}, shadow" if arm.shadow else arm.phase
+
+
+def percent(share: float | None) -> str:
+    """A share of 0 to 1 as people read it; nothing for None."""
     return "" if share is None else f"{share * 100:.2f} %"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def number(value: float | None) -> str:
+    """Three digits, or all before the point; nothing for None."""
+    return "" if value is None else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _time(at: float) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from penstock.cli.command import Command
 from penstock.cli.platform import Address, AsJson, connect
+from penstock.core.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -45,6 +46,8 @@ def tenants(
         "rate": rate, "burst": burst, "quota": quota, "quota_period_s": quota_period_s, "weight": weight,
         "deployments": deployment,
     }  # fmt: skip
+    if name is None and (delete or _given(limits)):
+        raise InvalidInput("which tenant? Write its NAME too")
     if name is not None and delete:
         platform.delete_tenant(name)
         out().print(f"{name}  deleted")

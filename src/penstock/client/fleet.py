@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,12 +77,16 @@ class Fleet:
                 f"the platform's address {given!r} is neither a folder nor a URL like http://127.0.0.1:8070"
             )
 
-    def deploy(self, name: str, model: str | None = None, **changes: object) -> Change:
+    def deploy(
+        self, name: str, model: str | os.PathLike[str] | None = None, *, shadow: float | None = None, **changes: object
+    ) -> Change:
         """Makes a deployment, or changes the one there is: what is not given stays as it was.
 
         Args:
             model: a path, an archive or `file.py:Name`, on the platform's machine.
-            changes: keys of a deployment's document, such as `replicas="0..4"` or `traffic="canary"`.
+            shadow: the new revision gets copies of so large a share of the requests (0 to 1), and serves none.
+            changes: keys of a deployment's document, such as `replicas="0..4"` or `traffic="canary"`. In a table, None
+                takes a key out: `env={"LANGUAGE": None}`.
 
         Raises:
             InvalidInput: what was asked can never work.
@@ -90,14 +95,29 @@ class Fleet:
             wish = dict(self.status(name).wish)
         except NotFound:
             wish = {}
+            if model is None and not changes.get("graph"):
+                raise InvalidInput(f"there is no deployment {name!r} to change; give a model or a graph") from None
         if model is not None:
             wish |= {"model": absolute(model), "graph": ""}
+        for key in ("graph", "requirements"):
+            if changes.get(key):
+                changes[key] = absolute(str(changes[key]))
         if changes.get("graph"):
-            changes["graph"] = absolute(str(changes["graph"]))
             wish["model"] = ""
         if "memory" in changes:
             wish.pop("memory_bytes", None)
-        return self.apply(name, _overlaid(wish, changes))
+        document = _overlaid(wish, changes)
+        if shadow is not None:
+            document["traffic"] = self._shadowing(name, document, shadow)
+        return self.apply(name, document)
+
+    def _shadowing(self, name: str, document: Mapping[str, object], share: float) -> dict[str, object]:
+        """The document's traffic with a shadow of the revision that it makes. Raises: InvalidInput."""
+        made = self.apply(name, document, dry_run=True)
+        serves = self.status(name).stable if made.generation > 1 else None
+        if serves is None or made.revision == serves:
+            raise InvalidInput(f"a shadow of {name} is a new revision, beside one that serves")
+        return {**_traffic(document.get("traffic")), "shadow": {"revision": made.revision, "share": share}}
 
     def apply(self, name: str, document: Mapping[str, object], *, dry_run: bool = False) -> Change:
         """Makes the deployment equal to the document: what is left out has its default. With `dry_run` it only says
@@ -163,6 +183,16 @@ class Fleet:
     def set_policy(self, name: str, policy: str, **options: object) -> None:
         """Lets another policy decide. Raises: NotFound, InvalidInput."""
         self._call("PUT", _path(name, "traffic"), {"policy": policy, "options": options})
+
+    def set_sticky(self, name: str, by: str | None, key: str = "") -> None:
+        """Keeps each caller on one arm, by the value of a "header" or "cookie" named `key`; None: draws each request.
+        Raises: NotFound, InvalidInput."""
+        self._call("PUT", _path(name, "traffic"), {"sticky": by and {"by": by, "name": key}})
+
+    def set_shadow(self, name: str, revision: int | None, share: float = 1.0) -> None:
+        """Sends the revision copies of that share of the requests; None: no copies. Raises: NotFound, InvalidInput."""
+        shadow = None if revision is None else {"revision": revision, "share": share}
+        self._call("PUT", _path(name, "traffic"), {"shadow": shadow})
 
     def promote(self, name: str, revision: int) -> None:
         """Ends the experiment: the revision gets everything. Raises: NotFound, InvalidInput."""
@@ -280,8 +310,9 @@ class Fleet:
         return str(self._socket) if self._socket is not None else self._url.geturl()
 
 
-def absolute(model: str) -> str:
+def absolute(model: str | os.PathLike[str]) -> str:
     """A model's path as every process of this machine understands it; `file.py:Name` keeps its name."""
+    model = os.fspath(model)
     path, colon, name = model.partition(":")
     if "://" in model:
         return model
@@ -309,15 +340,28 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _overlaid(wish: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
-    """The wish with changes: tables are changed key by key, except the ones that belong to a policy."""
+    """The wish with changes. Tables are changed key by key: None takes one out. Another traffic policy begins with its
+    own options."""
     made = dict(wish)
     for key, value in changes.items():
         present = made.get(key)
-        if key != "traffic" and isinstance(value, Mapping) and isinstance(present, Mapping):
-            made[key] = {**present, **value}
+        if key == "traffic":
+            before, after = _traffic(present), _traffic(value)
+            other = after.get("policy", before.get("policy")) != before.get("policy")
+            made[key] = {**before, **({"options": {}} if other else {}), **after}
+        elif isinstance(value, Mapping):
+            merged = {**present, **value} if isinstance(present, Mapping) else dict(value)
+            made[key] = {name: one for name, one in merged.items() if one is not None or name not in value}
         else:
             made[key] = value
     return made
+
+
+def _traffic(value: object) -> dict[str, object]:
+    """A document's `traffic`, which may be a policy's name, as a table."""
+    if isinstance(value, str):
+        return {"policy": value}
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _path(name: str, *more: str) -> str:

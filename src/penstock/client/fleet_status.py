@@ -13,6 +13,7 @@ class ArmStatus(msgspec.Struct, frozen=True):
     revision: int
     weight: float = 0.0
     phase: str = ""
+    shadow: bool = False
     replicas_ready: int = 0
     replicas_wished: int = 0
     requests: int = 0

@@ -180,8 +180,8 @@ def check_shadow(connection: Connection, wish: Deployment, number: int, now: flo
 
 
 def retire_shadow(connection: Connection, record: Record, wish: Deployment, number: int, now: float) -> None:
-    """Takes out what was the shadow and is no more: nobody said that it should serve. The wished one `number` goes on as
-    any new revision, and so does the stable one."""
+    """Takes out what was the shadow and is no more: nobody said that it should serve. The wished one, `number`, goes on
+    as any new revision, and so does the stable one."""
     before, after = record.state.wish.traffic.shadow, wish.traffic.shadow
     if before is None or (after is not None and after.revision == before.revision):
         return
