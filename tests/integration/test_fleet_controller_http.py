@@ -20,7 +20,9 @@ import aiohttp
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
 
+from penstock.fleet.controller import alone
 from penstock.fleet.controller.status import FIGURES
 
 KEY = "a-key-of-some-length"
@@ -450,6 +452,45 @@ async def test_second_controller_of_a_postgresql_never_acts(
     assert document["generation"] == 1
     await api.session.close()
     assert third.stop() == 0
+
+
+async def test_controller_that_lost_its_database_holds_it_again_or_ends(
+    start: Start, postgres: Callable[[], str]
+) -> None:
+    """The lock goes with its connection, and whoever has it acts."""
+    url = postgres()
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
+    locks = (
+        "from pg_locks join pg_stat_activity using (pid) where locktype = 'advisory' and datname = current_database()"
+    )
+    process = start("--database", url)
+    api = await connected(process.state)
+    with engine.connect() as admin, engine.connect() as other:
+
+        async def until(count: int, which: str) -> None:
+            by = time.monotonic() + 20
+            while admin.execute(text(f"select count(*) {locks} and {which}")).scalar() != count:
+                assert time.monotonic() < by, which
+                await asyncio.sleep(0.02)
+
+        def lose() -> None:
+            assert admin.execute(text(f"select pg_terminate_backend(pid) {locks} and granted")).scalar()
+
+        await until(1, "granted")
+        lose()
+        await until(1, "granted")
+        await api("PUT", "/api/v1/deployments/m", {"model": "/a"})
+        await api.until(ready)
+        await api.session.close()
+        # Who waits for the lock has it first.
+        waiting = asyncio.create_task(
+            asyncio.to_thread(other.execute, text("select pg_advisory_lock(:key)"), {"key": alone.ADVISORY})
+        )
+        await until(1, "not granted")
+        lose()
+        await waiting
+        assert await asyncio.to_thread(process.process.wait, 30) == 2
+    engine.dispose()
 
 
 async def test_state_survives_kill_9_in_the_middle_of_changes(start: Start) -> None:

@@ -105,7 +105,7 @@ class Actor:
     async def _note_content(self, key: Key, replica: Replica, now: float) -> None:
         """What the first replica of a revision loaded is the revision. One that loaded anything else never serves."""
         content = self.contents.get(key)
-        if content is None or self.serves_as_noted(replica) or replica.id in self.leaving:
+        if content is None or self._as_noted(replica) or replica.id in self.leaving:
             return
         if not content:
             await self._store_call(self._store.pin, *key, replica.content)
@@ -115,8 +115,16 @@ class Actor:
         await self.trouble(key, replica.id, reason, now)
         self.release(replica.id, 0.0)
 
-    def serves_as_noted(self, replica: Replica) -> bool:
-        """Whether a replica loaded nothing but what is written down of its revision."""
+    def as_it_counts(self, replica: Replica) -> Replica:
+        """Draining while it waits for routers to let go of it; starting until what it loaded is written down."""
+        if replica.state is not ReplicaState.FAILED and replica.id in self.leaving:
+            return dataclasses.replace(replica, state=ReplicaState.DRAINING)
+        if replica.state is ReplicaState.READY and not self._as_noted(replica):
+            return dataclasses.replace(replica, state=ReplicaState.STARTING)
+        return replica
+
+    def _as_noted(self, replica: Replica) -> bool:
+        """Whether it loaded nothing but what is written down of its revision."""
         content = self.contents.get((replica.deployment, replica.revision), {})
         return all(content.get(key) == digest for key, digest in replica.content.items())
 

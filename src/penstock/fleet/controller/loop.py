@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -17,6 +16,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from penstock.core.errors import AlreadyExists
 from penstock.fleet.controller import deciding, routing
 from penstock.fleet.controller.acting import Actor
 from penstock.fleet.controller.counts import LATEST, rollout_to
@@ -52,8 +52,10 @@ class Controller:
     """Owns the store's thread, not the store or the driver: whoever made them closes them after `run` has returned."""
 
     def __init__(
-        self, store: Store, driver: Driver, placement: Policy, clock: Callable[[], float] = time.time
+        self, store: Store, driver: Driver, placement: Policy, clock: Callable[[], float] = time.time,
+        hold: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
+        """`hold` makes sure, on the store's thread and before each look, that no other controller acts."""
         self.store, self.driver, self.clock = store, driver, clock
         self.decisions = Decisions(store.engine)
         self.tables = Tables(store.secret)
@@ -65,6 +67,7 @@ class Controller:
         self.tenants: dict[str, Tenant] = {}
         self.steps = self.failures = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._hold = hold
         self._wake = asyncio.Event()
         self._changed = asyncio.Condition()
         self._stopping = False
@@ -131,7 +134,7 @@ class Controller:
     def replicas(self) -> list[Replica]:
         """The driver's, where those that wait for routers to let go of them are draining, and those of which it is not
         written down what they loaded still start."""
-        return [_overlaid(one, self.actor) for one in self.driver.replicas()]
+        return [self.actor.as_it_counts(one) for one in self.driver.replicas()]
 
     # The loop
 
@@ -141,13 +144,17 @@ class Controller:
         await self._load()
 
     async def run(self) -> None:
-        """Reconciles until it is cancelled or `shut_down`. Replicas go on."""
+        """Reconciles until it is cancelled or `shut_down`. Replicas go on. Raises: AlreadyExists: another controller
+        acts."""
         try:
             while not self._stopping:
                 self.driver.changed.clear()
                 self._wake.clear()
                 try:
+                    await self.call(self._hold)
                     await self.step(self.clock())
+                except AlreadyExists:  # another one acts: nothing more may be done here
+                    raise
                 except Exception:  # the database may be away, and come back; routers go on with the last table
                     self.failures += 1
                     self._stale = True
@@ -380,13 +387,3 @@ class Controller:
 
 def _of(known: Mapping[tuple[str, int], T], name: str) -> dict[int, T]:
     return {number: value for (deployment, number), value in known.items() if deployment == name}
-
-
-def _overlaid(replica: Replica, actor: Actor) -> Replica:
-    if replica.state is ReplicaState.FAILED:
-        return replica
-    if replica.id in actor.leaving:
-        return dataclasses.replace(replica, state=ReplicaState.DRAINING)
-    if replica.state is ReplicaState.READY and not actor.serves_as_noted(replica):
-        return dataclasses.replace(replica, state=ReplicaState.STARTING)
-    return replica

@@ -9,20 +9,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import text
-
 from penstock import config, plugins
-from penstock.core.errors import AlreadyExists, InvalidInput, PenstockError
+from penstock.core.errors import InvalidInput, PenstockError
+from penstock.fleet.controller import alone
 from penstock.fleet.controller.http_api import Admin, listen
 from penstock.fleet.controller.loop import Controller
 from penstock.fleet.drivers import Driver, Settings
@@ -33,12 +30,6 @@ from penstock.fleet.store.store import Store
 from penstock.telemetry import logs
 
 log = logging.getLogger("penstock.controller")
-
-_LOCK = "controller.lock"
-# A controller that was killed lets go of the lock at once; one that ends needs a moment for its connections.
-_LOCK_WAIT_S = 2.0
-# One number for the advisory lock of PostgreSQL: any will do that others do not use. Here "penstock" in ASCII.
-_ADVISORY = int.from_bytes(b"penstock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.configure(given.log_format, given.log_level)
     try:
         read = _read(given)
-        with _locked(read.state):
+        with alone.locked(read.state):
             import uvloop
 
             uvloop.run(_run(read))
@@ -97,42 +88,12 @@ def _read(given: argparse.Namespace) -> Arguments:
     return Arguments(state, database, admin, given.driver, given.placement, given.router_url)
 
 
-@contextlib.contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    """Lets one controller act for a state. Raises: AlreadyExists."""
-    with (state / _LOCK).open("a") as file:
-        by = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > by:
-                    raise AlreadyExists(f"another controller runs with the state {state}") from None
-                time.sleep(0.05)
-        yield
-
-
-@contextlib.contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """Lets one controller act for a PostgreSQL database, wherever its state is: the lock lives as long as the
-    connection. Raises: AlreadyExists."""
-    if store.engine.dialect.name != "postgresql":
-        yield
-        return
-    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        by = time.monotonic() + _LOCK_WAIT_S
-        while not connection.execute(text("select pg_try_advisory_lock(:key)"), {"key": _ADVISORY}).scalar():
-            if time.monotonic() > by:
-                raise AlreadyExists("another controller runs with this database")
-            time.sleep(0.05)
-        yield
-
-
 async def _run(arguments: Arguments) -> None:
     store = Store(arguments.database)
+    lock = alone.DatabaseLock(store.engine)
     try:
-        with _alone(store):
+        lock.hold()
+        with contextlib.closing(lock):
             key = endpoints_key(store.secret)
             settings = Settings(arguments.state / arguments.driver, store.fleet_id, arguments.router_url, key)
             settings.folder.mkdir(mode=0o700, exist_ok=True)
@@ -140,7 +101,7 @@ async def _run(arguments: Arguments) -> None:
             driver: Driver = made(settings)  # type: ignore[operator]  # what a driver owes is tested by conformance
             placement: Policy = plugins.load("penstock.fleet.placement", arguments.placement)  # type: ignore[assignment]
             try:
-                await _serve(arguments, Controller(store, driver, placement))
+                await _serve(arguments, Controller(store, driver, placement, hold=lock.hold))
             finally:
                 await driver.close()
     finally:
