@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.core.errors import InvalidInput
 from penstock.graphs import conditions, gjson
@@ -93,3 +97,20 @@ def test_gjson_paths_give_what_gjson_gives(path: str, value: object) -> None:
 def test_paths_that_have_no_meaning_here_are_refused(path: str) -> None:
     with pytest.raises(InvalidInput):
         gjson.read(path)
+
+
+WILD = st.text("ab*?", max_size=8)
+
+
+@given(WILD, st.text("ab", max_size=12))
+def test_wildcards_match_as_one_expression_would(pattern: str, text: str) -> None:
+    whole = re.compile("".join({"*": ".*", "?": "."}.get(each, each) for each in pattern), re.DOTALL)
+    read = gjson.read(f'#(name%"{pattern}x")')
+    assert read.exists([{"name": f"{text}x"}]) is (whole.fullmatch(text) is not None)
+
+
+@pytest.mark.parametrize("path", ["*a*a*a*a*b", '[@this].#(text%"*a*a*?a*a*b")', '[@this].#(text%"*a?a*b")'])
+def test_wildcards_hold_nobody_up_whatever_a_client_sends(path: str) -> None:
+    began = time.thread_time()
+    assert not gjson.read(path).exists({"a" * 200: 1, "text": "a" * 100_000})
+    assert time.thread_time() - began < 1.0

@@ -16,7 +16,7 @@ Source: https://github.com/tidwall/gjson/blob/master/SYNTAX.md and the functions
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,12 +28,50 @@ _MISSING: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
+class _Pattern:
+    """Text with `*`, between which are `segments`. One expression of it all would try every split of a client's text:
+    the leftmost place of each segment is as good as any."""
+
+    segments: tuple[re.Pattern[str], ...]
+    last_length: int
+
+    def matches(self, text: str) -> bool:
+        """Whether it is the whole text."""
+        first, *middle = self.segments
+        if not middle:
+            return first.fullmatch(text) is not None
+        if (found := first.match(text)) is None:
+            return False
+        last = middle.pop()
+        for segment in middle:
+            if (found := segment.search(text, found.end())) is None:
+                return False
+        end = len(text) - self.last_length
+        return end >= found.end() and last.fullmatch(text, end) is not None
+
+
+def _pattern(characters: Sequence[str]) -> _Pattern:
+    """Of expressions for one character each, and `*` between them."""
+    segments: list[list[str]] = [[]]
+    for each in characters:
+        if each == "*":
+            segments.append([])
+        else:
+            segments[-1].append(each)
+    return _Pattern(tuple(re.compile("".join(each), re.DOTALL) for each in segments), len(segments[-1]))
+
+
+def _character(text: str) -> str:
+    return {"*": "*", "?": "."}.get(text) or re.escape(text)
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     """One component. `piped`: it applies to the whole list that came out before it."""
 
     kind: str  # key, count, query, list, this
     key: str = ""
-    pattern: re.Pattern[str] | None = None
+    pattern: _Pattern | None = None
     query: _Query | None = None
     every: bool = False
     paths: tuple[tuple[_Part, ...], ...] = ()
@@ -45,7 +83,7 @@ class _Query:
     path: tuple[_Part, ...]
     comparison: str
     value: str
-    pattern: re.Pattern[str] | None
+    pattern: _Pattern | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,23 +146,23 @@ def _part(text: str, at: int, whole: str, depth: int, piped: bool) -> tuple[_Par
             f"the condition {whole!r} uses {text[at : at + 12]!r}, which has no meaning here; "
             "keys, indexes, #, #(…), [paths] and @this have"
         )
-    key, pattern, wild, end = "", "", False, at
+    key, characters, wild, end = "", list[str](), False, at
     while end < len(text) and text[end] not in ".|":
         each = text[end]
         if each == "\\" and end + 1 < len(text):
             end += 1
             key += text[end]
-            pattern += re.escape(text[end])
+            characters.append(re.escape(text[end]))
         else:
             wild = wild or each in "*?"
             key += each
-            pattern += {"*": ".*", "?": "."}.get(each) or re.escape(each)
+            characters.append(_character(each))
         end += 1
     if key == "#":
         return _Part("count", piped=piped), end
     if key == "@this":
         return _Part("this", piped=piped), end
-    return _Part("key", key, re.compile(pattern, re.DOTALL) if wild else None, piped=piped), end
+    return _Part("key", key, _pattern(characters) if wild else None, piped=piped), end
 
 
 def _closing(text: str, at: int, whole: str) -> int:
@@ -190,13 +228,9 @@ def _query(text: str, whole: str, depth: int) -> _Query:
         value = re.sub(r"\\(.)", r"\1", value[1:-1])
     if not comparison and not path:
         raise InvalidInput(f"the condition {whole!r} has an empty query #()")
-    pattern = re.compile(_glob(value), re.DOTALL) if comparison in ("%", "!%") else None
+    pattern = _pattern([*map(_character, value)]) if comparison in ("%", "!%") else None
     read_path = _path(path, whole, depth + 1) if path else ()
     return _Query(read_path, "=" if comparison == "==" else comparison, value, pattern)
-
-
-def _glob(value: str) -> str:
-    return "".join({"*": ".*", "?": "."}.get(each) or re.escape(each) for each in value)
 
 
 def _get(value: object, parts: tuple[_Part, ...]) -> object:
@@ -242,7 +276,7 @@ def _key(value: object, part: _Part) -> object:
     if isinstance(value, Mapping):
         if part.pattern is None:
             return value.get(part.key, _MISSING)
-        return next((each for key, each in value.items() if part.pattern.fullmatch(key)), _MISSING)
+        return next((each for key, each in value.items() if part.pattern.matches(key)), _MISSING)
     if isinstance(value, list) and part.key.isdecimal() and len(part.key) < 12 and int(part.key) < len(value):
         return value[int(part.key)]
     return _MISSING
@@ -269,7 +303,7 @@ def _matches(element: object, query: _Query) -> bool:
         return _compare_bool(value, query.comparison, wanted)
     if isinstance(value, str):
         if query.pattern is not None:
-            return bool(query.pattern.fullmatch(value)) == (query.comparison == "%")
+            return query.pattern.matches(value) == (query.comparison == "%")
         return _compare(value, query.comparison, wanted)
     if isinstance(value, (int, float)):
         return _compare(float(value), query.comparison, _number(wanted))
