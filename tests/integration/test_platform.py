@@ -172,9 +172,12 @@ def test_the_controller_may_die_and_requests_go_on(fleet: FleetFactory) -> None:
     platform = running.fleet
     platform.deploy("digits", ONE)
     pid = platform.wait("digits").replicas[0].pid
+    watching = platform.watch()
+    next(watching)
     with callers(running.http) as outcomes:
         running.kill("controller")
-        until(lambda: platform.status("digits").phase == "ready", "the controller again")
+        platform.wait("digits", timeout_s=60.0)
+        assert [one.name for one in next(watching)] == ["digits"], "who watches goes on watching"
         assert platform.status("digits").replicas[0].pid == pid, "the replica was started anew"
         platform.deploy("digits", TWO)
         settled(running, "digits", 2)
@@ -328,6 +331,9 @@ def test_commands_say_what_is_wrong(fleet: FleetFactory) -> None:
     assert done.returncode == 2 and "give a model or a graph" in done.stderr
     done = penstock(running, "tenants", "--delete", check=False)
     assert done.returncode == 2 and "NAME" in done.stderr
+    penstock(running, "tenants", "mobile", "--rate", "5")
+    shown = penstock(running, "tenants", "mobile").stdout
+    assert shown.splitlines()[1].startswith("mobile\t5.0\t"), "asked for by its name only, it is shown"
     running.fleet.deploy("digits", Path(ONE))
     done = penstock(running, "delete", "digits", "nobody", check=False)
     assert done.returncode == 2 and running.fleet.status("digits").phase != "deleting"

@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command(cls=Command)
 def tenants(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Make or change this one; unset: list all.")
+        str | None, typer.Argument(metavar="[NAME]", help="Make, change or show this one; unset: list all.")
     ] = None,
     rate: Annotated[float | None, typer.Option("--rate", metavar="NUMBER", help="Requests per second.")] = None,
     burst: Annotated[int | None, typer.Option("--burst", metavar="NUMBER", help="Requests at once.")] = None,
@@ -52,8 +52,9 @@ def tenants(
         platform.delete_tenant(name)
         out().print(f"{name}  deleted")
         return
-    if name is not None:
-        present = next((one for one in platform.tenants() if one.name == name), None)
+    known = {one.name: one for one in platform.tenants()}
+    if name is not None and (name not in known or _given(limits)):
+        present = known.get(name)
         kept = {key: getattr(present, key) for key in limits} if present is not None else {}
         made = platform.set_tenant(name, **{**kept, **_given(limits)})
         if as_json:
@@ -66,7 +67,8 @@ def tenants(
             "tenant": one.name, "rate": one.rate, "burst": one.burst, "quota": one.quota,
             "period s": one.quota_period_s, "weight": one.weight, "deployments": ", ".join(one.deployments) or "all",
         }
-        for one in platform.tenants()
+        for one in known.values()
+        if name in (None, one.name)
     ]  # fmt: skip
     if as_json:
         print_json(rows)

@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 _SOCKET = "fleet.sock"
 _LONGEST_POLL_S = 30.0
+_RESTART_S = 15.0  # what a controller takes at most to be started anew, on a busy machine
+_RETRY_S = 0.3
 _ERRORS: Mapping[int, type[PenstockError]] = {
     400: InvalidInput, 401: Unauthenticated, 403: PermissionDenied, 404: NotFound, 409: AlreadyExists,
     413: InvalidInput, 422: InvalidInput, 429: QuotaExceeded, 501: Unsupported, 503: NotReady,
@@ -130,16 +132,24 @@ class Fleet:
         return list(self._read(_List, "GET", "/api/v1/deployments").deployments)
 
     def watch(self) -> Iterator[list[Status]]:
-        """All deployments now, and again whenever one changed."""
+        """All deployments now, and again whenever one changed. Goes on with a controller that is started anew.
+
+        Raises: NotReady: none answers at first, or for 15 s."""
         known: int | None = None
         while True:
-            query = "" if known is None else f"?after={known}&timeout_s={_LONGEST_POLL_S:g}"
-            answer = self._read(
-                _List, "GET", f"/api/v1/deployments{query}", timeout_s=_LONGEST_POLL_S + self._timeout_s
-            )
+            try:
+                answer = self._listed(known)
+            except NotReady:
+                if known is None:
+                    raise
+                answer, known = self._through_a_restart(self._listed), -1
             if answer.version != known:
                 known = answer.version
                 yield list(answer.deployments)
+
+    def _listed(self, after: int | None = None) -> _List:
+        query = "" if after is None else f"?after={after}&timeout_s={_LONGEST_POLL_S:g}"
+        return self._read(_List, "GET", f"/api/v1/deployments{query}", timeout_s=_LONGEST_POLL_S + self._timeout_s)
 
     def status(self, name: str) -> Status:
         """One deployment. Raises: NotFound."""
@@ -154,7 +164,7 @@ class Fleet:
         """
         by = time.monotonic() + timeout_s
         while True:
-            status = self.status(name)
+            status = self._through_a_restart(lambda: self.status(name))
             wished = status.find(status.revision)
             if wished is not None and wished.phase == "failed":
                 raise LoadError(f"{name} revision {wished.number} failed: {wished.reason}")
@@ -259,6 +269,19 @@ class Fleet:
             return msgspec.json.decode(answer, type=kind)
         except msgspec.DecodeError as error:
             raise NotReady(f"what answers at {self._where()} is no controller of Penstock: {error}") from error
+
+    def _through_a_restart(self, call: Callable[[], T]) -> T:
+        """What a call that changes nothing gives, also when the controller dies and is started anew meanwhile."""
+        by: float | None = None
+        while True:
+            try:
+                return call()
+            except NotReady:
+                now = time.monotonic()
+                by = now + _RESTART_S if by is None else by
+                if now > by:
+                    raise
+                time.sleep(_RETRY_S)
 
     def _call(self, method: str, path: str, body: object = None, timeout_s: float | None = None) -> bytes:
         connection, answer = self._ask(method, path, body, timeout_s or self._timeout_s)
