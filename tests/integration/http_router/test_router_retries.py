@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
+import socket
 
 import pytest
-from router_harness import Replica, Request, chunked, dies, echo, endpoint, post, replicas, rig, says, silent, until
+from router_harness import (
+    SECONDS,
+    Replica,
+    Request,
+    chunked,
+    dies,
+    echo,
+    endpoint,
+    post,
+    replicas,
+    rig,
+    says,
+    silent,
+    until,
+)
 
 from penstock.core.errors import InvalidInput
 from penstock.fleet.router.hooks import Answer, Decision, Headers
@@ -60,6 +76,36 @@ async def test_a_lost_request_is_sent_again_where_that_is_safe(method: str) -> N
             answer = await router.ask(data)
             assert answer.status == 200 and answer.body == (b"abc" if method == "idempotent" else b"")
         assert one.seen, "the dying one was tried"
+
+
+async def test_what_a_replica_never_read_is_sent_again_although_it_was_sent() -> None:
+    def answer(connection: socket.socket) -> None:
+        data = b""
+        while not data.endswith(b"abc"):
+            data += connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    def replica(listening: socket.socket) -> None:
+        """Closes its first connection when the second request lies there, and reads that on another one."""
+        with listening.accept()[0] as connection:
+            answer(connection)
+            select.select([connection], [], [], SECONDS)
+        with listening.accept()[0] as connection:
+            answer(connection)
+            select.select([connection], [], [], SECONDS)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with rig() as router:
+            upstream = Upstream("a", f"127.0.0.1:{listening.getsockname()[1]}")
+            router.follow(endpoint(upstream))
+            work = asyncio.create_task(asyncio.to_thread(replica, listening))
+            caller = await router.caller()
+            for _ in range(2):
+                caller.send(post(b"abc"))
+                assert (await caller.answer()).body == b"ok"
+            lane = router.balancer.services["fraud"].lanes[0]
+            assert lane.tally.retries == 1 and not lane.ejected
+        await work
 
 
 async def test_what_no_user_code_saw_goes_to_another_replica() -> None:

@@ -6,8 +6,8 @@ Theory of operation
                  ▲        │
                  └─ again ┘        over, from anywhere: the deadline (504), the caller left, no way on (an error)
 
-A request is sent again when no user code can have seen it (the connection was refused; the replica answered NotReady or
-Overloaded), or when seeing it twice does no harm (`requests.idempotent`, GET). Not after any byte of the answer reached
+A request is sent again when no user code can have seen it (the connection was refused, or reset with the request unread;
+the replica answered NotReady or Overloaded), or when seeing it twice does no harm (`requests.idempotent`, GET). Not after any byte of the answer reached
 the caller. What might add load is within the endpoint's budget.
 
 A place at a replica is given back exactly once: by the exchange while a connection is its own, by the connecting task
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.core.errors import DeadlineExceeded, PenstockError, WorkerLost
+from penstock.core.errors import DeadlineExceeded, NotReady, PenstockError, WorkerLost
 from penstock.fleet.router.beside import Beside
 from penstock.fleet.router.chunked import LAST, chunk
 from penstock.fleet.router.lanes import Waiter
@@ -206,8 +206,8 @@ class Exchange:
 
     # --- trying again ---------------------------------------------------------------------------------------------
 
-    def _again(self, avoid: Upstream) -> None:
-        """The request goes to another replica, or waits for one."""
+    def _again(self, avoid: Upstream | None = None) -> None:
+        """The request goes to a replica again, to another one than `avoid`, or waits for one."""
         front = self._front
         now = front.clock()
         try:
@@ -324,7 +324,9 @@ class Exchange:
         """The replica is gone, or speaks no HTTP."""
         front = self._front
         upstream = connection.upstream
-        front.balancer.failed(upstream)
+        unread = isinstance(error, NotReady)
+        if not unread:
+            front.balancer.failed(upstream)
         other = self._part(connection)
         if self.over or other or self._pending:
             return  # a hedge is on its way
@@ -333,6 +335,9 @@ class Exchange:
             self._close()
             self._drop()
             self._client.break_off()
+        elif unread and self._may_repeat():
+            upstream.lane.tally.retries += 1
+            self._again()  # the same replica takes it on another connection, or refuses that
         elif isinstance(error, WorkerLost) and self._plan.repeatable and self._may_repeat():
             upstream.lane.tally.retries += 1
             self._again(upstream)

@@ -7,6 +7,11 @@ Theory of operation
 The answer's framing is followed byte by byte, since a connection is used again only when both ends agree where the
 answer ended. Most answers come in one read with their head: they go to the receiver in one call (`whole`).
 
+A connection may end under a request: a replica that closes idle ones, or dies, crosses with it. Had the replica read the
+request, its system would have ended the connection in order; a reset, with nothing before it, says that bytes of ours
+lay there unread. Then nobody has seen the request, and it may go elsewhere. Source: RFC 2525, section 2.17; tcp_close in
+net/ipv4/tcp.c. (Nothing of ours sets SO_LINGER on a connection to a router.)
+
 No exception may leave a callback: uvloop would close the transport without a word.
 """
 
@@ -16,7 +21,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from penstock.core.errors import Internal, PenstockError, WorkerLost
+from penstock.core.errors import Internal, NotReady, PenstockError, WorkerLost
 from penstock.fleet.router.answer_head import MAX_BYTES, AnswerHead
 from penstock.fleet.router.chunked import Chunked
 
@@ -47,7 +52,8 @@ class Receiver(Protocol):
     def end(self, connection: UpstreamConnection) -> None: ...
 
     def lost(self, connection: UpstreamConnection, error: PenstockError) -> None:
-        """No complete answer comes: the replica closed the connection, or speaks no HTTP."""
+        """No complete answer comes: the replica closed the connection (`WorkerLost`; `NotReady` if nothing of the
+        request was read), or speaks no HTTP."""
 
     def writable(self, connection: UpstreamConnection) -> None:
         """The replica takes more of the request's body."""
@@ -143,7 +149,10 @@ class UpstreamConnection(asyncio.Protocol):
                 self._keep = False
                 self._end()
                 return
-            self._lose(WorkerLost("the replica closed the connection without a whole answer"))
+            if isinstance(exc, ConnectionResetError) and self._state == HEAD and not self._buffer:
+                self._lose(NotReady("the replica closed the connection before it read the request", retry_after_s=1.0))
+            else:
+                self._lose(WorkerLost("the replica closed the connection without a whole answer"))
         except Exception:
             log.exception("losing a connection failed")
 
