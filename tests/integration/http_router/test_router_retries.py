@@ -95,6 +95,7 @@ async def test_what_a_replica_never_read_is_sent_again_although_it_was_sent() ->
             select.select([connection], [], [], SECONDS)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(SECONDS)
         async with rig() as router:
             upstream = Upstream("a", f"127.0.0.1:{listening.getsockname()[1]}")
             router.follow(endpoint(upstream))

@@ -6,9 +6,9 @@ Theory of operation
                  ▲        │
                  └─ again ┘        over, from anywhere: the deadline (504), the caller left, no way on (an error)
 
-A request is sent again when no user code can have seen it (the connection was refused, or reset with the request unread;
-the replica answered NotReady or Overloaded), or when seeing it twice does no harm (`requests.idempotent`, GET). Not after any byte of the answer reached
-the caller. What might add load is within the endpoint's budget.
+A request is sent again when no user code can have seen it (the connection was refused, or reset with the request unread
+in it; the replica answered NotReady or Overloaded), or when seeing it twice does no harm (`requests.idempotent`, GET).
+Not after any byte of the answer reached the caller. What might add load is within the endpoint's budget.
 
 A place at a replica is given back exactly once: by the exchange while a connection is its own, by the connecting task
 until then.

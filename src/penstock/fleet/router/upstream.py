@@ -7,10 +7,10 @@ Theory of operation
 The answer's framing is followed byte by byte, since a connection is used again only when both ends agree where the
 answer ended. Most answers come in one read with their head: they go to the receiver in one call (`whole`).
 
-A connection may end under a request: a replica that closes idle ones, or dies, crosses with it. Had the replica read the
-request, its system would have ended the connection in order; a reset, with nothing before it, says that bytes of ours
-lay there unread. Then nobody has seen the request, and it may go elsewhere. Source: RFC 2525, section 2.17; tcp_close in
-net/ipv4/tcp.c. (Nothing of ours sets SO_LINGER on a connection to a router.)
+A connection may end under a request: a replica that closes idle ones, or dies, crosses with it. Had the replica read
+the request, its system would have ended the connection in order; a reset, with nothing before it, says that bytes of
+ours lay there unread. Then nobody has seen the request, and it may be sent again. Source: RFC 2525, section 2.17;
+tcp_close in net/ipv4/tcp.c. (Nothing of ours sets SO_LINGER on a connection to a router.)
 
 No exception may leave a callback: uvloop would close the transport without a word.
 """
