@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import func, select
 
 from penstock.core.errors import InvalidInput, NotFound
 from penstock.fleet import spec
 from penstock.fleet.spec import Deployment, Traffic
-from penstock.fleet.state import Phase
-from penstock.fleet.store import tenants
+from penstock.fleet.state import ArmStatistics, Phase
+from penstock.fleet.store import rows, schema, tenants
+from penstock.fleet.store.batch import Batch
+from penstock.fleet.store.decisions import Decisions
 from penstock.fleet.store.engine import default_url, open_engine
-from penstock.fleet.store.rows import EVENTS_KEPT, REVISIONS_KEPT
+from penstock.fleet.store.rows import EVENTS_KEPT, EXPERIMENTS_KEPT, REVISIONS_KEPT
 from penstock.fleet.store.store import Store
 
 
@@ -201,11 +204,29 @@ def test_deleted_deployment_leaves_nothing_and_its_experiments_ids(store: Store)
     assert again.id > first.id
 
 
+def test_old_experiments_go_with_what_was_counted_in_them(store: Store) -> None:
+    decisions = Decisions(store.engine)
+    serve(store, store.apply(wish(), 1.0).revision, 1.0)
+    (first,) = {one.state.experiment.id for one in store.load()[1].values() if one.state.experiment}
+    counts = {("m", first, 1): ArmStatistics(requests=1), ("deleted", 1, 1): ArmStatistics(requests=1)}
+    decisions.record(Batch("a", 1, 5.0, statistics=counts))
+    with store.writing() as connection:  # many at once
+        record = store.get("m")
+        for number in range(EXPERIMENTS_KEPT + 130):
+            newest = rows.begin(connection, record, (1,), 1, float(number), "again")
+        kept = connection.execute(select(func.count()).select_from(schema.experiments)).scalar_one()
+    assert EXPERIMENTS_KEPT <= kept <= EXPERIMENTS_KEPT + 64
+    experiment = store.get("m").state.experiment
+    assert experiment is not None and experiment.id == newest
+    assert decisions.arm_statistics("m", first) == {}
+    assert decisions.arm_statistics("deleted", 1) != {}
+    store.sweep()
+    assert decisions.arm_statistics("deleted", 1) == {}
+
+
 def test_events_are_bounded_and_in_order(store: Store) -> None:
     store.apply(wish(), 1.0)
     with store.writing() as connection:  # many at once
-        from penstock.fleet.store import rows
-
         for number in range(EVENTS_KEPT + 200):
             rows.event(connection, "m", "test", str(number), float(number))
     events = store.events("m", after=1, limit=5000)

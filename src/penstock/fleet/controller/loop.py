@@ -221,6 +221,7 @@ class Controller:
         """Keeps the decision log within its bounds; on a thread of its own, as it may take seconds."""
         try:
             await asyncio.to_thread(self.decisions.prune, now)
+            await asyncio.to_thread(self.store.sweep)
         except Exception:
             log.exception("prune_failed")
         finally:

@@ -32,7 +32,11 @@ SCHEMA = 1
 EVENTS_KEPT = 1000
 # Older revisions can be deployed again, but not by their number.
 REVISIONS_KEPT = 100
+# Of each deployment, with what was counted in them. A rolling update of many replicas begins some, and flapping arms
+# begin one each time.
+EXPERIMENTS_KEPT = 1000
 _EVENT_CHARACTERS = 4000
+_STATISTICS = (schema.arm_statistics, schema.arm_latencies, schema.arm_sums, schema.comparisons)
 # Policies with at most one revision beside the stable one: a newer candidate takes the place of the one before.
 SINGLE = ("latest", "canary")
 
@@ -243,7 +247,28 @@ def begin(connection: Connection, record: Record, arms: Sequence[int], stable: i
     bump(connection)
     key = done.inserted_primary_key
     assert key is not None
+    if key[0] % 64 == 0:  # now and then is enough
+        _forget_experiments(connection, record.name)
     return int(key[0])
+
+
+def _forget_experiments(connection: Connection, name: str) -> None:
+    """Deletes old experiments of a deployment, and what was counted in them."""
+    table = schema.experiments
+    last = select(table.c.id).where(table.c.deployment == name).order_by(table.c.id.desc())
+    oldest = connection.execute(last.offset(EXPERIMENTS_KEPT).limit(1)).scalar()
+    if oldest is None:
+        return
+    connection.execute(delete(table).where(table.c.deployment == name, table.c.id <= oldest))
+    for counts in _STATISTICS:
+        connection.execute(delete(counts).where(counts.c.deployment == name, counts.c.experiment <= oldest))
+
+
+def forget_strangers(connection: Connection) -> None:
+    """Deletes what routers counted for deployments that were deleted meanwhile: their last words come late."""
+    known = select(schema.deployments.c.name)
+    for counts in _STATISTICS:
+        connection.execute(delete(counts).where(counts.c.deployment.not_in(known)))
 
 
 def update_experiment(connection: Connection, experiment: int, **values: object) -> None:

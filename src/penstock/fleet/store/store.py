@@ -52,6 +52,11 @@ class Store:
 
     # The fleet
 
+    def sweep(self) -> None:
+        """Deletes what no deployment has any more."""
+        with self.writing() as connection:
+            rows.forget_strangers(connection)
+
     def version(self) -> int:
         with self.reading() as connection:
             return int(connection.execute(select(schema.fleet.c.version)).scalar_one())
