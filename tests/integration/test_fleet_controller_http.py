@@ -329,7 +329,8 @@ async def test_metrics_are_those_of_the_docs(api: Api) -> None:
     await api.until(ready)
     _, text = await api("GET", "/metrics")
     assert 'penstock_fleet_replicas{deployment="m",state="ready"} 1.0' in text
-    given = set(re.findall(r"^(penstock_\w+)", text, re.M))
+    assert 'penstock_fleet_revision_share{deployment="m",revision="1"} 1.0' in text
+    given = set(re.findall(r"^# TYPE (penstock_\w+)", text, re.M))
     assert given == {row.name for row in FIGURES}
     docs = DOCS.read_text()
     for row in FIGURES:

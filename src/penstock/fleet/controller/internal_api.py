@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from penstock.core.errors import InvalidInput
 from penstock.fleet.controller.deployments_api import LONGEST_POLL_S
@@ -51,7 +53,7 @@ class Internals:
     async def _metrics(self, request: web.Request) -> web.Response:
         controller = self.controller
         views = controller.views()
-        found = figures(views, {name: controller.demand.last(name) for name in views})
+        found = figures(views, {name: controller.demand.last(name) for name in views}, controller.statistics)
         found.append(("penstock_fleet_table_version", (), controller.tables.version))
         found.append(("penstock_fleet_routers", (), len(controller.tables.live())))
         found.append(("penstock_fleet_failed_steps_total", (), controller.failures))
@@ -91,9 +93,20 @@ def _router(id: str) -> str:
 
 def _exposition(found: list[tuple[str, tuple[str, ...], float]]) -> bytes:
     registry = CollectorRegistry()
-    gauges = {row.name: Gauge(row.name, row.help, row.labels, registry=registry) for row in FIGURES}
-    for name, labels, value in found:
-        gauge = gauges[name]
-        (gauge.labels(*labels) if labels else gauge).set(value)
+    registry.register(_Figures(found))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
+
+
+class _Figures(Collector):
+    """Values by metric and labels, for one answer."""
+
+    def __init__(self, found: list[tuple[str, tuple[str, ...], float]]) -> None:
+        self._found = found
+
+    def collect(self) -> Iterator[Metric]:
+        kinds = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
+        made = {row.name: kinds[row.kind](row.name, row.help, labels=row.labels) for row in FIGURES}
+        for name, labels, value in self._found:
+            made[name].add_metric(labels, value)
+        yield from made.values()

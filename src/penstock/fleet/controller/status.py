@@ -12,6 +12,8 @@ from penstock.fleet.state import LATENCY_BOUNDS_S, ArmStatistics, LoadSample, Ph
 from penstock.fleet.store.records import Event, Record
 from penstock.telemetry.exposition import Row
 
+_REVISION = ("deployment", "revision")
+
 # The controller's metrics; docs/metrics.md says the same.
 FIGURES = (
     Row("penstock_fleet_replicas", "gauge", "replicas", ("deployment", "state"), "Replicas, by state"),
@@ -19,9 +21,14 @@ FIGURES = (
     Row("penstock_fleet_generation", "gauge", "1", ("deployment",), "Accepted changes of the wish"),
     Row("penstock_fleet_requests_waiting", "gauge", "requests", ("deployment",), "Requests held in routers"),
     Row("penstock_fleet_concurrency", "gauge", "requests", ("deployment",), "Requests in flight or held, last second"),
+    Row(
+        "penstock_fleet_revision_share", "gauge", "1", _REVISION, "Share of the requests that the revision gets, 0 to 1"
+    ),
+    Row("penstock_fleet_revision_reward", "gauge", "1", _REVISION, "Mean reward since the experiment began"),
+    Row("penstock_fleet_alarms", "gauge", "alarms", ("deployment",), "Alarms of the traffic policy"),
     Row("penstock_fleet_table_version", "gauge", "1", (), "Version of the route table"),
     Row("penstock_fleet_routers", "gauge", "routers", (), "Routers heard of in the last 3 s"),
-    Row("penstock_fleet_failed_steps_total", "gauge", "steps", (), "Looks at the fleet that ended with an error"),
+    Row("penstock_fleet_failed_steps_total", "counter", "steps", (), "Looks at the fleet that ended with an error"),
 )
 
 
@@ -171,7 +178,9 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 
 def figures(
-    views: Mapping[str, View], loads: Mapping[str, LoadSample | None]
+    views: Mapping[str, View],
+    loads: Mapping[str, LoadSample | None],
+    statistics: Mapping[str, Mapping[int, ArmStatistics]],
 ) -> list[tuple[str, tuple[str, ...], float]]:
     """The controller's metrics: name, label values, value."""
     out: list[tuple[str, tuple[str, ...], float]] = []
@@ -184,4 +193,11 @@ def figures(
         load = loads.get(name)
         out.append(("penstock_fleet_requests_waiting", (name,), load.waiting if load else 0))
         out.append(("penstock_fleet_concurrency", (name,), load.concurrency if load else 0.0))
+        experiment, known = view.record.state.experiment, statistics.get(name, {})
+        out.append(("penstock_fleet_alarms", (name,), len(experiment.alarms) if experiment else 0))
+        for number, share in weights(view).items():
+            out.append(("penstock_fleet_revision_share", (name, str(number)), share))
+            arm = known.get(number, ArmStatistics())
+            if arm.rewards:
+                out.append(("penstock_fleet_revision_reward", (name, str(number)), arm.reward_sum / arm.rewards))
     return out
