@@ -47,7 +47,8 @@ def reached(running: RunningFleet, what: str, within_s: float, *, share: float, 
 def test_a_canary_is_promoted_another_rolled_back_and_a_bandit_finds_the_better_arm(platform: RunningFleet) -> None:
     fleet = platform.fleet
     # The busy machine of a test run makes some answers slow by chance, so latency does not guard here.
-    canary = {"policy": "canary", "options": {"step_s": 2.0, "error_tolerance": 0.05, "latency_ratio": None}}
+    options = {"step_s": 2.0, "step_requests": 30, "error_tolerance": 0.05, "latency_ratio": None}
+    canary = {"policy": "canary", "options": options}
     fleet.deploy("digits", TWO, traffic=canary)
     reached(platform, "promotion of revision 2", 180, share=1.0, of=2)
     assert any("promoted after 4 steps" in event.message for event in fleet.status("digits").events)
