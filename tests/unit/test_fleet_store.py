@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -318,3 +319,9 @@ def test_database_that_does_not_answer_is_said_without_its_password() -> None:
     with pytest.raises(InvalidInput, match="cannot use the database") as refused:
         open_engine("postgresql://me:hidden@127.0.0.1:1/x")
     assert "hidden" not in str(refused.value)
+
+
+def test_postgresql_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(InvalidInput, match=r"pip install 'penstock\[postgres\]'"):
+        open_engine("postgresql://127.0.0.1:1/none")

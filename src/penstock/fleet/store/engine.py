@@ -41,10 +41,13 @@ def open_engine(url: str) -> Engine:
             raise InvalidInput("the database is a file: several processes share it; sqlite:////path/fleet.db")
         engine = _sqlite(url, Path(parsed.database))
     elif kind == "postgresql":
-        engine = sqlalchemy.create_engine(
-            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=5,
-            isolation_level="READ COMMITTED", connect_args={"connect_timeout": 10},
-        )  # fmt: skip
+        try:
+            engine = sqlalchemy.create_engine(
+                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=5,
+                isolation_level="READ COMMITTED", connect_args={"connect_timeout": 10},
+            )  # fmt: skip
+        except ModuleNotFoundError as error:
+            raise InvalidInput(f"a PostgreSQL database needs {error.name}: pip install 'penstock[postgres]'") from None
     else:
         raise InvalidInput(f"database {kind!r}: sqlite or postgresql")
     for attempt in range(_CREATED_AT_ONCE):

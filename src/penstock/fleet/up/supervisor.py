@@ -18,6 +18,7 @@ Stopping: routers finish what is in flight and end; then the controller drains a
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -306,9 +307,8 @@ def _bound(option: str, host: str, port: int, ours: set[int]) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.bind(address)
     except OSError as error:
-        raise InvalidInput(
-            f"cannot listen on {option} = {port}: {error.strerror or error}; another port is free with 0"
-        ) from error
+        taken = "; another port is free with 0" if error.errno == errno.EADDRINUSE else ""
+        raise InvalidInput(f"cannot listen on {option} = {port} of {host}: {error.strerror or error}{taken}") from error
     made.setblocking(False)
     made.set_inheritable(True)
     return made
