@@ -28,6 +28,7 @@ from penstock.core.errors import (
 from penstock.core.servable import LoadContext
 from penstock.runtime.workers import Batch, BatchResult
 from penstock.runtime.workers.frame import LoadSpec
+from penstock.runtime.workers.pool import Pool
 from penstock.runtime.workers.process import WorkerProcess
 
 SERVABLES = str(Path(__file__).parent / "servables")
@@ -693,3 +694,19 @@ async def test_without_descriptors_a_start_fails_cleanly() -> None:
     assert outcomes[-1] == ""
     assert all("Too many open files" in outcome for outcome in outcomes if outcome)
     assert _resources() == before
+
+
+async def test_a_worker_that_is_needed_no_more_ends_what_it_holds_within_its_callers_deadline() -> None:
+    pool = Pool(lambda _: spec("obedient"), 1, load_timeout_s=20.0, timeout_s=0.1, hang_s=0.3, on_change=lambda: None)
+    try:
+        await pool.start()
+        pool._resize(2)
+        await until(lambda: len(pool.workers) == 2, 20)
+        batch = one(X, do="sleep", s=1.5)
+        batch.deadline = time.monotonic() + 20
+        answer = submit(pool.workers[1], batch)
+        pool._resize(1)
+        assert len(pool.workers) == 1
+        assert (await answer).outputs
+    finally:
+        await pool.close(1.0)

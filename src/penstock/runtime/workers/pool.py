@@ -116,9 +116,11 @@ class Pool:
             self._spawn(self._fill(index, 0.0))
         leaving = self._seats[size:]
         del self._seats[size:]
+        now = time.monotonic()
         for worker in [seat.worker for seat in leaving]:
-            if worker is not None:  # it ends what it holds
-                task = asyncio.get_running_loop().create_task(worker.close(self._timeout_s + self._hang_s))
+            if worker is not None:  # it ends what it holds, as long as that may take
+                grace_s = max(0.0, worker.left_s(now, self._timeout_s)) + self._hang_s
+                task = asyncio.get_running_loop().create_task(worker.close(grace_s))
                 self._draining.add(task)
                 task.add_done_callback(self._draining.discard)
         if leaving:

@@ -172,6 +172,10 @@ class WorkerProcess:
         leaves, does not make a worker that computes a stuck one."""
         return max((now - max(held.deadline, held.started + allowed_s) for held in self._held.values()), default=0.0)
 
+    def left_s(self, now: float, allowed_s: float) -> float:
+        """How long it may still work, by the deadlines of what it holds, and `allowed_s` as for `overdue_s`."""
+        return max((max(held.deadline, held.started + allowed_s) - now for held in self._held.values()), default=0.0)
+
     @property
     def heartbeat_s(self) -> float:
         """How often it shows that it runs."""
