@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from penstock.core.errors import AlreadyExists, InvalidInput, NotFound, PenstockError, TooLarge
 from penstock.fleet.feedback import calls
 from penstock.fleet.feedback.token import sign
+from penstock.fleet.router.feedback import Feedback
 from penstock.fleet.routes import Arm, Endpoint, Table
 from penstock.fleet.store.batch import Decision, Outcome, Reward
 
@@ -96,3 +99,23 @@ def test_what_is_no_feedback_says_why(document: object, kind: type[PenstockError
 def test_an_unknown_deployment_names_the_nearest() -> None:
     with pytest.raises(NotFound, match="did you mean 'fraud'"):
         read({"token": TOKENS[0], "reward": 1}, "frawd")
+
+
+async def test_many_tokens_are_checked_beside_the_loop() -> None:
+    threads: list[int] = []
+
+    def clock() -> float:
+        threads.append(threading.get_ident())
+        return NOW
+
+    class Written:
+        async def reward(self, rewards: Sequence[Reward]) -> list[Outcome]:
+            return [Outcome(reward.value, True) for reward in rewards]
+
+    feedback = Feedback(Written(), clock=clock)
+    feedback.table(TABLE)
+    one = {"token": TOKENS[0], "reward": 1}
+    for document, many in ((one, False), ({"rewards": [one] * 1000}, True)):
+        status, _ = await feedback.feedback("fraud", json.dumps(document).encode())
+        assert status == 200
+        assert (threads.pop() != threading.get_ident()) is many
