@@ -128,6 +128,12 @@ class Deployment(_Document, frozen=True):
     requests: Requests = Requests()
 
 
+_KINDS: Mapping[str, str] = {
+    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list",
+    "object": "a table", "null": "nothing",
+}  # fmt: skip
+
+
 def read(name: str, document: Mapping[str, object]) -> Deployment:
     """The deployment of a document: `Deployment`'s keys without `name`, and `Run`'s keys beside them.
 
@@ -187,7 +193,7 @@ def _convert(where: str, document: Mapping[str, object]) -> Deployment:
         text = str(error)
         unknown = re.match(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?", text)
         if unknown is None:
-            raise InvalidInput(f"{where}: {text}") from None
+            raise InvalidInput(f"{where}: {in_words(error)}") from None
         at = unknown[2] or ""
         kinds = {
             "": Deployment, "run": Run, "replicas": Replicas, "rollout": Rollout, "traffic": Traffic,
@@ -199,6 +205,17 @@ def _convert(where: str, document: Mapping[str, object]) -> Deployment:
         raise InvalidInput(
             f"{where}: there is no {'.'.join(filter(None, (at, unknown[1])))!r}{nearest(unknown[1], known)}"
         ) from None
+
+
+def in_words(error: msgspec.ValidationError) -> str:
+    """A wrong type as who wrote the document would say it: `env: text is allowed, and there is a whole number`."""
+    wrong = re.fullmatch(r"Expected `(.+?)`, got `(.+?)` - at `(?:key in )?\$\.?(?:run\.?)?(.*)`", str(error))
+    if wrong is None:
+        return str(error)
+    allowed = " or ".join(_KINDS.get(kind, kind) for kind in wrong[1].split(" | ") if kind != "null")
+    return (
+        f"{wrong[3].removesuffix('[...]') or 'it'}: {allowed} is allowed, and there is {_KINDS.get(wrong[2], wrong[2])}"
+    )
 
 
 def _size(where: str, value: object) -> object:

@@ -13,6 +13,7 @@ from penstock.core.nearest import nearest
 from penstock.fleet.controller.http_calls import answered, document_of
 from penstock.fleet.controller.loop import Controller
 from penstock.fleet.routes import Tenant
+from penstock.fleet.spec import in_words
 from penstock.fleet.store import tenants
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9_.]{0,61}[a-z0-9])?")
@@ -75,7 +76,7 @@ def _limits(document: dict[str, object]) -> Limits:
     try:
         limits = msgspec.convert(document, Limits)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"tenant: {error}") from None
+        raise InvalidInput(f"tenant: {in_words(error)}") from None
     if limits.rate is not None and not 0 < limits.rate <= 1e9:
         raise InvalidInput(f"rate is {limits.rate:g}; requests per second above 0, or left out for no limit")
     if not 1 <= limits.burst <= 10**9:

@@ -19,7 +19,7 @@ from penstock.fleet.controller.loop import Controller
 from penstock.fleet.evidence import comparison
 from penstock.fleet.feedback import calls
 from penstock.fleet.routes import Table
-from penstock.fleet.spec import Traffic
+from penstock.fleet.spec import Traffic, in_words
 from penstock.fleet.store.batch import Batch, LoggedDecision
 from penstock.fleet.store.records import Applied
 
@@ -138,7 +138,7 @@ def _settings(before: Traffic, document: Mapping[str, object]) -> Traffic:
     try:
         return msgspec.convert({**values, **document}, Traffic)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"traffic: {error}") from None
+        raise InvalidInput(f"traffic: {in_words(error)}") from None
 
 
 def _weights(given: object) -> dict[int, float]:
