@@ -43,6 +43,13 @@ def propagated(headers: Mapping[str, str], signature: Signature) -> dict[str, st
     }
 
 
+def propagated_raw(headers: Mapping[bytes, bytes], signature: Signature) -> dict[str, str]:
+    """As `propagated`, of headers as they came."""
+    if not signature.metadata.get(PROPAGATE):
+        return {}
+    return propagated({n.decode("latin-1"): value.decode("latin-1") for n, value in headers.items()}, signature)
+
+
 # Of one connection or one body, whatever a pattern says: passed on, they would be wrong.
 _OURS: Final = frozenset(
     ("connection", "content-length", "content-encoding", "content-type", "transfer-encoding", "host", "te", "upgrade",

@@ -150,7 +150,7 @@ def _operation(http: HttpRequest, door: Door, operation: str) -> BodyExchange:
 def _decode(http: HttpRequest, name: str, door: Door) -> BodyExchange | TensorExchange:
     signature = _graph(name, door)
     if graph_calls.level_of(signature) != graph_calls.TENSORS:
-        inputs = graph_calls.body_inputs(_body(http), propagated(http, signature))
+        inputs = graph_calls.body_inputs(_body(http), graph_calls.propagated_raw(http.headers, signature))
         return BodyExchange(Request(name, inputs, timings=Timings(http.received)))
     body = read_object(_body(http))
     rows, columns = body.get("instances"), body.get("inputs")
@@ -166,14 +166,6 @@ def _decode(http: HttpRequest, name: str, door: Door) -> BodyExchange | TensorEx
 
 def _body(http: HttpRequest) -> bytes:
     return bytes(decompress(http.body, http.header(b"content-encoding"), http.limits.decompressed_bytes))
-
-
-def propagated(http: HttpRequest, signature: Signature) -> dict[str, str]:
-    """The headers that the graph's steps get too."""
-    if not signature.metadata.get(graph_calls.PROPAGATE):
-        return {}
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in http.headers.items()}
-    return graph_calls.propagated(headers, signature)
 
 
 def _graph(name: str, door: Door) -> Signature:

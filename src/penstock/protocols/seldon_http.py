@@ -15,7 +15,6 @@ from penstock.core.http_status import error_headers, http_status
 from penstock.core.json_body import error_json
 from penstock.core.messages import Parameter, Request, Response, Timings
 from penstock.protocols import CallRoute, HttpRequest, HttpResponse, InferRoute, Route
-from penstock.protocols.graph_http import propagated
 
 _MESSAGE: Final[Mapping[str, object]] = {
     "description": "A SeldonMessage: one of data, strData, binData, jsonData, and meta.",
@@ -83,7 +82,7 @@ def _call(http: HttpRequest, door: Door, parameters: dict[str, Parameter]) -> Se
     if not body:
         raise InvalidInput("the body is empty; a SeldonMessage belongs there")
     name = _name(http, door)
-    inputs = graph_calls.body_inputs(body, propagated(http, door.signature(name)))
+    inputs = graph_calls.body_inputs(body, graph_calls.propagated_raw(http.headers, door.signature(name)))
     request = Request(name, inputs, parameters=parameters, timings=Timings(http.received))
     return SeldonExchange(request)
 
