@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from penstock.core.errors import Internal, Overloaded
+from penstock.core.errors import Internal, InvalidInput, Overloaded
 from penstock.fleet.evidence.comparison import read
 from penstock.fleet.feedback.token import sign
 from penstock.fleet.router import mirror as mirroring
@@ -236,6 +236,17 @@ async def test_a_database_may_come_later(tmp_path: Path) -> None:
     assert await recorder.reward((Reward(decision(2), 0.5),)) == [Outcome(0.5, True)]
     await asyncio.to_thread(recorder.close)
     assert Decisions(url).arm_statistics("fraud", 7)[1].requests == 1
+
+
+def test_closing_tells_whether_all_was_written(url: str) -> None:
+    def away() -> Decisions:
+        raise InvalidInput("nobody answers there")
+
+    for opened, written in ((away, False), (lambda: Decisions(url), True)):
+        recorder = Recorder(opened, "one")
+        recorder.start()
+        recorder.decided(decision(1))
+        assert recorder.close() is written
 
 
 async def test_postgresql_that_restarts_is_waited_for(postgres: Callable[[], str]) -> None:

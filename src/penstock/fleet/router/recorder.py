@@ -112,6 +112,7 @@ class Recorder:
         self._inbox = _Inbox()
         self._wake = threading.Event()
         self._stopping = False
+        self._gave_up = False  # the last batch was not written
         self._sequence = 0
         self._writing_since: float | None = None
         self._figures = Figures()
@@ -126,7 +127,7 @@ class Recorder:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return not self._thread.is_alive() and not self._gave_up
 
     def count(self, endpoint: Endpoint, revision: int, more: ArmStatistics) -> None:
         """As `hooks.Recorder.count`."""
@@ -199,6 +200,7 @@ class Recorder:
             try:
                 self._write(inbox)
             except _Closing as closing:
+                self._gave_up = True
                 _log.error("recorder_closed_with_unwritten", extra={"problem": str(closing)})
                 for asked in inbox.asked:
                     asked.settle(Overloaded("the store does not take rewards now; send it again", retry_after_s=1.0))
