@@ -140,3 +140,27 @@ async def test_closed_version_takes_no_stream_back() -> None:
     batcher.close(NotReady("it is unloaded"))
     with pytest.raises(NotReady, match="unloaded"):
         batcher.resubmit(Request("m", {"x": np.zeros(1)}, deadline=time.monotonic() + 3), 1)
+
+
+def test_nobody_is_refused_for_whom_a_slot_is_free_however_long_most_take() -> None:
+    """As in a graph one of whose steps hangs for some: what hangs must not close it to the others."""
+    loop = asyncio.new_event_loop()
+    queue = Queue(loop)
+    queue.gate.slots = 3
+    for _ in range(64):
+        queue.gate.learn(1, 10.0)
+
+    def come(free: int) -> bool:
+        queue.gate.free = lambda: free
+        request = Request("m", {}, deadline=queue.now + 2.0)
+        try:
+            queue.gate.check(request, 1, queue.now, (), piece=False)
+        except Overloaded as error:
+            assert "would need about" in error.message
+            return False
+        queue.lanes.push(Waiting(request, loop.create_future(), 1, "key", queue.now))
+        return True
+
+    assert [come(3) for _ in range(5)] == [True, True, True, False, False]
+    assert not come(0)
+    loop.close()

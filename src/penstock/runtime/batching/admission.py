@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from penstock.core.errors import DeadlineExceeded, Overloaded
@@ -36,6 +36,7 @@ class Admission:
 
     def __init__(self, model: str, lanes: Lanes, limits: BatchLimits, max_queue: int, *, joinable: bool, shed: bool):
         self.slots = 0  # batches that run at once at most
+        self.free: Callable[[], int] = lambda: 0  # of these, now
         self._model = model
         self._lanes = lanes
         self._limits = limits
@@ -54,8 +55,9 @@ class Admission:
 
     def check(self, request: Request, rows: int, now: float, running: Collection[Runs], *, piece: bool) -> None:
         """Nothing, when a request of `rows` may wait. An empty queue takes everybody, also those whose deadline seems
-        too close: else nothing would run any more from which to learn that the model has become faster. A `piece` of a
-        request whose first piece was taken is not turned away to keep the queue short.
+        too close: else nothing would run any more from which to learn that the model has become faster. So does one
+        with a free slot for each: nobody waits for them, and some answers may take a small part of the mean. A `piece`
+        of a request whose first piece was taken is not turned away to keep the queue short.
 
         Raises:
             DeadlineExceeded: it is late already.
@@ -84,7 +86,7 @@ class Admission:
                 f"model '{self._model}' has {lanes.size} requests waiting, {self._max_queue} are allowed",
                 retry_after_s=overload.retry_after_s(wait_s),
             )
-        if now + answer_s * _MARGIN > deadline:
+        if now + answer_s * _MARGIN > deadline and lanes.size >= self.free():
             raise Overloaded(
                 f"model '{self._model}' would need about {answer_s:.2f} s to answer this request, "
                 f"its deadline is in {deadline - now:.2f} s",

@@ -68,6 +68,7 @@ class Batcher:
         self._occupancy = occupancy or Occupancy()
         self._lanes = Lanes()
         self._admission = Admission(model, self._lanes, limits, max_queue, joinable=joinable, shed=shed)
+        self._admission.free = lambda: sum(executor.free_slots for executor in self._executors)
         self._loop = asyncio.get_running_loop()
         self._pumping = False
         self._running: set[Running] = set()
