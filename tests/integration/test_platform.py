@@ -178,6 +178,9 @@ def test_the_controller_may_die_and_requests_go_on(fleet: FleetFactory) -> None:
         running.kill("controller")
         platform.wait("digits", timeout_s=60.0)
         assert [one.name for one in next(watching)] == ["digits"], "who watches goes on watching"
+        counts = (one[0].arms[0].requests for one in platform.watch(refresh_s=0.1))
+        first = next(counts)
+        until(lambda: next(counts) > first, "figures that grow while nothing else changes")
         assert platform.status("digits").replicas[0].pid == pid, "the replica was started anew"
         platform.deploy("digits", TWO)
         settled(running, "digits", 2)

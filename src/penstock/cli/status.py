@@ -15,11 +15,15 @@ from penstock.core.errors import NotFound
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
+_REFRESH_S = 1.0
+
 
 @app.command(cls=Command)
 def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One deployment [default: all].")] = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew whenever something changes.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it anew every second, and with each change.")
+    ] = False,
     as_json: AsJson = False,
     fleet: Address = None,
 ) -> None:
@@ -31,10 +35,9 @@ def status(
     if not watch:
         _show([platform.status(name)] if name else platform.deployments(), name, as_json)
         return
-    states = (_named(all_of_them, name) for all_of_them in platform.watch())
     if as_json or not sys.stdout.isatty():
-        for shown in states:
-            _json_line(shown)
+        for all_of_them in platform.watch():
+            _json_line(_named(all_of_them, name))
         return
     from rich.console import Console
     from rich.live import Live
@@ -42,8 +45,8 @@ def status(
     from penstock.cli.status_view import page
 
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
-        for shown in states:
-            live.update(page(shown), refresh=True)
+        for all_of_them in platform.watch(_REFRESH_S):
+            live.update(page(_named(all_of_them, name)), refresh=True)
 
 
 def _named(statuses: Sequence[Status], name: str | None) -> list[Status]:

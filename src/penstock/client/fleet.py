@@ -131,25 +131,26 @@ class Fleet:
         """All of them, by name."""
         return list(self._read(_List, "GET", "/api/v1/deployments").deployments)
 
-    def watch(self) -> Iterator[list[Status]]:
-        """All deployments now, and again whenever one changed. Goes on with a controller that is started anew.
+    def watch(self, refresh_s: float | None = None) -> Iterator[list[Status]]:
+        """All deployments now, and again whenever shares, phases or replicas changed. Goes on with a controller that is
+        started anew. With `refresh_s` also that often: requests, latencies and rewards change all the time.
 
         Raises: NotReady: none answers at first, or for 15 s."""
         known: int | None = None
         while True:
             try:
-                answer = self._listed(known)
+                answer = self._listed(known, refresh_s or _LONGEST_POLL_S)
             except NotReady:
                 if known is None:
                     raise
                 answer, known = self._through_a_restart(self._listed), -1
-            if answer.version != known:
+            if answer.version != known or refresh_s is not None:
                 known = answer.version
                 yield list(answer.deployments)
 
-    def _listed(self, after: int | None = None) -> _List:
-        query = "" if after is None else f"?after={after}&timeout_s={_LONGEST_POLL_S:g}"
-        return self._read(_List, "GET", f"/api/v1/deployments{query}", timeout_s=_LONGEST_POLL_S + self._timeout_s)
+    def _listed(self, after: int | None = None, poll_s: float = 0.0) -> _List:
+        query = "" if after is None else f"?after={after}&timeout_s={poll_s:g}"
+        return self._read(_List, "GET", f"/api/v1/deployments{query}", timeout_s=poll_s + self._timeout_s)
 
     def status(self, name: str) -> Status:
         """One deployment. Raises: NotFound."""
