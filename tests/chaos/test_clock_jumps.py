@@ -27,8 +27,25 @@ Factory = Callable[..., Any]
 SOURCES = Path(penstock.__file__).parent
 HOUR_S = 3600
 
-# Where the time of day is meant: dates for people and other machines. Nothing is decided by it.
+# Where the time of day is meant: dates for people and other machines, and in the platform times that outlive a process,
+# in its database. No request's time depends on it.
+_LASTS = "times of the platform's state outlive the process that wrote them"
 WALL_CLOCK = {
+    ("fleet/controller/deployments_api.py", "time"): _LASTS,
+    ("fleet/controller/loop.py", "time"): _LASTS,
+    ("fleet/controller/traffic_api.py", "time"): _LASTS,
+    ("fleet/drivers/local.py", "time"): _LASTS,
+    ("fleet/drivers/memory.py", "time"): _LASTS,
+    ("fleet/local/leftovers.py", "time"): _LASTS,
+    ("fleet/local/life.py", "time"): _LASTS,
+    ("fleet/router/decision.py", "time"): "decisions are logged with their time, and tokens have an age",
+    ("fleet/router/feedback.py", "time"): "tokens have an age",
+    ("fleet/router/grpc_pass.py", "time"): "quotas are per day of the calendar",
+    ("fleet/router/main.py", "time"): "quotas are per day of the calendar",
+    ("fleet/router/mirror.py", "time"): "examples of a comparison have their time",
+    ("fleet/router/own.py", "time"): "quotas are per day of the calendar",
+    ("fleet/router/recorder.py", "time"): _LASTS,
+    ("fleet/store/rows.py", "time"): _LASTS,
     ("client/calls.py", "now"): "Retry-After may be a date",
     ("runtime/listeners/heads.py", "time"): "the Date header",
     ("telemetry/otlp.py", "time_ns"): "spans say when they began",
