@@ -317,7 +317,7 @@ def test_a_graph_asks_other_endpoints_also_where_callers_need_keys(fleet: FleetF
         assert np.allclose(json.load(answer)["outputs"]["probabilities"], answers["both"], atol=1e-6)
 
 
-def test_commands_say_what_is_wrong(fleet: FleetFactory) -> None:
+def test_commands_say_what_is_wrong(fleet: FleetFactory, tmp_path: Path) -> None:
     running = fleet()
     with pytest.raises(NotFound):
         running.fleet.status("nobody")
@@ -328,6 +328,14 @@ def test_commands_say_what_is_wrong(fleet: FleetFactory) -> None:
     done = penstock(running, "deploy", "digits", str(EXAMPLE / "nothing"), check=False)
     assert done.returncode != 0
     assert "nothing" in done.stderr
+    graph = tmp_path / "graph.yaml"
+    graph.write_text("kind: Graph\nname: g\nsequence:\n  - {endpont: digits}\n")
+    with pytest.raises(InvalidInput, match="did you mean 'endpoint'"):
+        running.fleet.deploy("g", graph=str(graph))
+    graph.write_text("kind: Graph\nname: g\nnodes:\n  a: {sequence: [{node: b}]}\n  b: {sequence: [{node: a}]}\n"
+                     "sequence: [{node: a}]\n")  # fmt: skip
+    with pytest.raises(InvalidInput, match="circle"):
+        running.fleet.deploy("g", graph=str(graph))
     done = penstock(running, "status", "nobody", check=False)
     assert done.returncode == 2
     done = penstock(running, "deploy", "digits", check=False)

@@ -15,6 +15,7 @@ from penstock.core.nearest import nearest
 from penstock.fleet import spec
 from penstock.fleet.controller import deciding
 from penstock.fleet.controller.fingerprint import fingerprint
+from penstock.fleet.controller.graph_file import check_graph
 from penstock.fleet.controller.http_calls import answered, document_of, flag, number, only
 from penstock.fleet.controller.loop import Controller
 from penstock.fleet.controller.status import event_document, status
@@ -72,6 +73,8 @@ class Deployments:
         wish = spec.read(name, document)
         deciding.check(wish)
         content = await asyncio.to_thread(fingerprint, wish.run, self._check_files)
+        if self._check_files:
+            await asyncio.to_thread(check_graph, wish.run)
         wish = msgspec.structs.replace(wish, run=msgspec.structs.replace(wish.run, content=content))
         if flag(request, "dry_run"):
             return answered(self._dry(name, wish))
