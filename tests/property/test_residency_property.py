@@ -361,3 +361,19 @@ async def test_a_version_whose_workers_grew_comes_back_with_as_many_as_it_began_
     await version.rest()
     assert version.size_bytes == 4
     await bench.residency.close()
+
+
+async def test_a_version_that_comes_back_larger_has_others_leave():
+    bench = Bench([4, 4, 4], 12, random.Random(12))
+    await bench.residency._put_to_rest(bench.residency._entries[bench.residency._places[bench.versions[0]]])
+    quick = bench.versions[0].revive
+
+    async def grown() -> None:
+        await quick()
+        bench.versions[0].size_bytes = 6
+
+    bench.versions[0].revive = grown
+    await bench.ask(0)
+    assert bench.residency.figures().resident_bytes == 10
+    assert [version.resting for version in bench.versions] == [False, True, False]
+    await bench.residency.close()

@@ -160,6 +160,8 @@ class Residency:
             now = time.monotonic()
             entry.since, entry.counted = now, True
             version.not_woken = ""
+            self._reserved, reserved = self._reserved - reserved, 0
+            self._make_up_for_growth()
             version.loaded_s = now - loading
             self._loaded += 1
             log.debug(
@@ -209,6 +211,13 @@ class Residency:
                 return True
             await self._somebody_idle()
         return False
+
+    def _make_up_for_growth(self) -> None:
+        """A version is measured at each load, and may be larger than the room that was made for it."""
+        if self._budget is not None:
+            for number in lifecycle.to_rest(self._residents(), self._reserved, self._budget) or ():
+                self._put_to_rest(self._entries[number])
+                self._evicted["memory"] += 1
 
     def _check_size(self, version: LoadedVersion) -> None:
         if self._budget is not None and version.size_bytes > self._budget:
