@@ -286,6 +286,17 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_stopping_ends_replicas_also_when_their_controller_has_just_died(fleet: FleetFactory) -> None:
+    running = fleet()
+    running.fleet.deploy("digits", ONE)
+    running.fleet.wait("digits")
+    (replica,) = running.fleet.status("digits").replicas
+    assert replica.pid is not None and alive(replica.pid)
+    os.kill(running.pid("controller"), signal.SIGKILL)
+    running.stop()
+    assert not alive(replica.pid)
+
+
 def test_a_graph_asks_other_endpoints_also_where_callers_need_keys(fleet: FleetFactory, tmp_path: Path) -> None:
     running = fleet()
     key = running.fleet.set_tenant("mobile").key

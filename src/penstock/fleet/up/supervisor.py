@@ -35,6 +35,7 @@ import aiohttp
 
 from penstock import config
 from penstock.core.errors import InvalidInput, NotReady
+from penstock.fleet.local.leftovers import end_all
 from penstock.fleet.up import tree
 from penstock.fleet.up.children import Child
 from penstock.fleet.up.options import PREFIX, UpOptions
@@ -142,14 +143,17 @@ class _Platform:
         log.info("stopping", extra={"grace_s": self._options.grace_s})
         grace_s = 0.0 if self._hurry else self._options.grace_s
         await asyncio.gather(*(router.stop(within_s=grace_s + 5.0) for router in self._routers))
+        ours = self._controller.pid is not None or self._controller.ended is not None  # else those of another one
         if self._controller.pid is not None:
             try:
                 await self._call(
                     "POST", f"/internal/shutdown?grace_s={0.0 if self._hurry else grace_s}", grace_s + 15.0
                 )
             except (aiohttp.ClientError, OSError, TimeoutError, NotReady) as error:
-                log.error("replicas_left", extra={"error": str(error) or type(error).__name__})
+                log.warning("controller_did_not_stop_replicas", extra={"error": str(error) or type(error).__name__})
         await self._controller.stop(within_s=15.0)
+        if ours:  # a controller that had just died, or was starting anew, has stopped none
+            await asyncio.to_thread(end_all, self._folder / "local", grace_s)
         for held in (self._http, self._grpc, self._inner):
             if held is not None:
                 held.close()
