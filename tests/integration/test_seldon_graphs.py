@@ -64,7 +64,10 @@ def server(shared_server: ServerFactory, behind: Steps, tmp_path_factory: pytest
         document = {
             "apiVersion": "machinelearning.seldon.io/v1",
             "kind": "SeldonDeployment",
-            "metadata": {"name": name, "annotations": {"penstock/propagate-headers": "x-user.*"} if name == "after" else {}},
+            "metadata": {
+                "name": name,
+                "annotations": {"penstock/propagate-headers": "x-user.*"} if name == "after" else {},
+            },
             "spec": {"predictors": [{"name": "default", **each} for each in predictors]},
         }
         (folder / f"{name}.json").write_text(json.dumps(document))
