@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-import penstock
-from penstock.client.fleet import Fleet
+if TYPE_CHECKING:  # KServe's part runs in an environment without penstock
+    from penstock import Client, Fleet
 
 START_S = 90.0
 STOP_S = 90.0
@@ -42,12 +42,16 @@ class RunningFleet:
     @property
     def fleet(self) -> Fleet:
         """A client of its controller."""
+        from penstock import Fleet
+
         return Fleet(str(self.state))
 
     @property
-    def client(self) -> penstock.Client:
+    def client(self) -> Client:
         """A client of its models."""
-        return penstock.Client(self.http)
+        from penstock import Client
+
+        return Client(self.http)
 
     def pid(self, name: str) -> int:
         """The process of `controller`, `router-1`, … as the platform itself names it."""
@@ -72,6 +76,8 @@ FleetFactory = Callable[..., RunningFleet]
 
 def until(found: Callable[[], T], what: str, within_s: float = 60.0) -> T:
     """What `found` gives, once that is true. Fails naming `what`; errors of `found` count as not yet."""
+    from penstock.core.errors import PenstockError
+
     by = time.monotonic() + within_s
     last: object = None
     while time.monotonic() < by:
@@ -79,7 +85,7 @@ def until(found: Callable[[], T], what: str, within_s: float = 60.0) -> T:
             last = found()
             if last:
                 return last
-        except (OSError, StopIteration, ValueError, penstock.core.errors.PenstockError) as error:
+        except (OSError, StopIteration, ValueError, PenstockError) as error:
             last = error
         time.sleep(0.05)
     pytest.fail(f"no {what} within {within_s:g} s; at the end: {last!r}")
