@@ -74,6 +74,7 @@ def kills(running: RunningFleet, what: str, count: int) -> Iterator[str]:
         yield f"kill {what} {number}"
 
 
+# Kills of the controller and of routers have short forms in test_platform.py.
 SHORT = [pytest.mark.timeout(300)]
 LONG = [pytest.mark.chaos, pytest.mark.timeout(5400)]
 CUT_OFF = ALLOWED | {CUT, REFUSED}  # a router takes with it what it holds
@@ -83,8 +84,6 @@ CUT_OFF = ALLOWED | {CUT, REFUSED}  # a router takes with it what it holds
     ("what", "count", "rate", "allowed"),
     [
         pytest.param("update", 2, 100.0, ALLOWED, marks=SHORT),
-        pytest.param("controller", 1, 100.0, ALLOWED, marks=SHORT),
-        pytest.param("router-1", 1, 100.0, CUT_OFF, marks=SHORT),
         pytest.param("replica", 1, 100.0, ALLOWED, marks=SHORT),
         pytest.param("update", 100, 500.0, ALLOWED, marks=LONG),
         pytest.param("controller", 30, 500.0, ALLOWED, marks=LONG),

@@ -259,7 +259,14 @@ def test_grpc_clients_are_served(fleet: FleetFactory) -> None:
         assert answer.as_numpy("label").tolist() == [ROWS[0]["digit"]]
 
 
-@pytest.mark.parametrize("killed", [("up",), ("up", "controller"), ("up", "controller", "router-1")])
+@pytest.mark.parametrize(
+    "killed",
+    [
+        pytest.param(("up",), marks=pytest.mark.chaos),
+        ("up", "controller"),
+        pytest.param(("up", "controller", "router-1"), marks=pytest.mark.chaos),
+    ],
+)
 def test_down_stops_what_a_killed_platform_left_running(fleet: FleetFactory, killed: tuple[str, ...]) -> None:
     running = fleet()
     running.fleet.deploy("digits", ONE)
