@@ -46,7 +46,8 @@ def best_of_students(degrees: Sequence[float], means: Sequence[float], scales: S
     """
     nu, centre, scale = (np.asarray(values, dtype=float)[:, None] for values in (degrees, means, scales))
     # Neither where they lie nor their unit matters to who is best; numbers around 1 cannot overflow.
-    unit = max(float(scale.max()), float(np.ptp(centre)))
+    limits = np.finfo(float)
+    unit = min(max(float(scale.max()), float(np.ptp(centre)), float(limits.tiny)), float(limits.max))
     centre, scale = (centre - centre.min()) / unit, np.maximum(scale / unit, 1e-12)
     # P(|t| > r) ≲ r^-ν for large r: 1e-7 beyond it
     reach = np.minimum(np.maximum(_REACH, 10.0 ** (7.0 / nu)), _LARGEST_REACH)
