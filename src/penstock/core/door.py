@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 
@@ -107,6 +108,10 @@ class Door(Protocol):
     def stream(self, request: Request) -> AsyncIterator[Response]:
         """The answers of a streaming model, in order; iteration is the back-pressure, closing it stops the model.
         A model without streams yields its one answer."""
+        ...
+
+    async def language(self, model: str, version: str = "") -> LanguageModel:
+        """A ready language model. Raises: NotFound, NotReady; Unsupported when it is a model of another kind."""
         ...
 
     def live(self) -> bool: ...

@@ -48,6 +48,7 @@ class Request:
     priority: int = 0  # 0 is the default level, 1 the highest, as in the V2 protocol
     timings: Timings = field(default_factory=Timings)
     trace: TraceContext | None = None  # what the caller sent of its trace; `span_id` is the parent of the model's spans
+    caller: str = ""  # whose key came with it; "" is nobody in particular
 
 
 @dataclass(slots=True)

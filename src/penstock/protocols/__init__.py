@@ -13,13 +13,13 @@ What an implementer owes:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from penstock.core.door import Door
 from penstock.core.errors import PenstockError
-from penstock.core.messages import Request, Response
+from penstock.core.messages import NO_DEADLINE, Request, Response
 from penstock.core.servable import Signature
 
 Buffer = bytes | bytearray | memoryview
@@ -50,6 +50,8 @@ class HttpRequest:
     received: float = 0.0
     limits: Limits = Limits()
     began: float = 0.0  # monotonic: its first byte came
+    deadline: float = NO_DEADLINE  # of a call (`CallRoute`): what its caller's header said, monotonic
+    caller: str = ""  # whose key came with it; "" when no key is asked for
 
     def header(self, name: bytes, default: str = "") -> str:
         """The text of a header, latin-1, or `default`."""
@@ -64,6 +66,18 @@ class HttpResponse:
     status: int
     body: bytes | Sequence[bytes | memoryview] = b""
     content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True)
+class HttpStream:
+    """An answer of a call that goes out piece by piece. The listener awaits the first piece before it sends the head:
+    an error until then is an ordinary HTTP error, later it is `encode_error`'s last piece. It closes `pieces` whatever
+    happens, and takes the next one only when the client has taken the one before."""
+
+    pieces: AsyncIterator[bytes]
+    encode_error: Callable[[PenstockError], bytes]
+    content_type: str = "text/event-stream"
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -119,11 +133,12 @@ class StreamRoute:
 
 @dataclass(frozen=True, slots=True)
 class CallRoute:
-    """Everything else: health, metadata, repository, settings. `public` routes need no API key (health only)."""
+    """Everything else: health, metadata, repository, settings, language models. `public` routes need no API key
+    (health only)."""
 
     method: str
     pattern: str
-    handle: Callable[[HttpRequest, Door], Awaitable[HttpResponse]]
+    handle: Callable[[HttpRequest, Door], Awaitable[HttpResponse | HttpStream]]
     summary: str
     public: bool = False
     openapi: Mapping[str, object] = field(default_factory=dict)

@@ -8,10 +8,12 @@ from typing import Protocol
 
 from penstock.core.door import ModelDescription, Statistics, VersionStatus
 from penstock.core.errors import NotFound, NotReady
+from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 from penstock.runtime.fronts.wire import Table
 from penstock.runtime.inference import Inference
+from penstock.runtime.language.session import Sessions
 from penstock.runtime.manager import Manager
 from penstock.runtime.tracing import Tracing
 from penstock.runtime.version import InlineCopy, LoadedVersion
@@ -53,6 +55,7 @@ class Engine:
         self._metrics = metrics
         self._set_logging = set_logging
         self._inference = Inference()
+        self._sessions = Sessions(self)
         self._change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # --- inference ---
@@ -72,6 +75,10 @@ class Engine:
                 yield response
         finally:
             await answers.aclose()  # type: ignore[attr-defined]  # it is an async generator
+
+    async def language(self, model: str, version: str = "") -> LanguageModel:
+        """See `core.door.Door.language`."""
+        return await self._sessions.open(model, version)
 
     # --- what is here ---
 

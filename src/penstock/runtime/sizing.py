@@ -11,7 +11,7 @@ from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.options import ModelOptions
 
 # Adapters whose authors say themselves what axis 0 is, and whose memory and state only they know.
-OWN_WORD = ("python", "echo")
+OWN_WORD = ("python", "echo", "language")
 
 
 def batch_limits(options: ModelOptions, declared: DeclaredBatch | None) -> BatchLimits:

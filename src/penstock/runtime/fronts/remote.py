@@ -10,11 +10,13 @@ import msgspec
 
 from penstock.core.door import ModelDescription, Statistics, VersionStatus
 from penstock.core.errors import Internal, NotFound, NotReady, PenstockError, WorkerLost, rebuild
+from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 from penstock.runtime.fronts import wire
 from penstock.runtime.fronts.copies import Copies, Copy
 from penstock.runtime.inference import Inference
+from penstock.runtime.language.session import Sessions
 from penstock.runtime.workers import frame
 
 _RESULTS: dict[str, Any] = {
@@ -40,6 +42,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         self._table = wire.Table(False, False, [], [], [], {}, {})
         self.copies = Copies(self.send)
         self._inference = Inference()
+        self._sessions = Sessions(self)
         self._next_id = 0
         self._change: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -190,6 +193,10 @@ class RemoteEngine(wire.Link[wire.ToFront]):
     def signature(self, model: str, version: str = "") -> Signature:
         """See `core.door.Door.signature`."""
         return self._find(model, version).signature
+
+    async def language(self, model: str, version: str = "") -> LanguageModel:
+        """See `core.door.Door.language`."""
+        return await self._sessions.open(model, version)
 
     def live(self) -> bool:
         """While the engine's process lives."""

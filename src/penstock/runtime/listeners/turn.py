@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Protocol
 from penstock.core.errors import Cancelled, Internal, InvalidInput, PenstockError
 from penstock.core.http_status import http_status
 from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
-from penstock.protocols import CallRoute, Exchange, HttpRequest, HttpResponse, InferRoute, StreamExchange, StreamRoute
+from penstock.protocols import (
+    CallRoute,
+    Exchange,
+    HttpRequest,
+    HttpResponse,
+    HttpStream,
+    InferRoute,
+    StreamExchange,
+    StreamRoute,
+)
 from penstock.runtime.listeners.heads import (
     CONTINUE,
     LAST_CHUNK,
@@ -124,8 +133,10 @@ class Turn:
             elif isinstance(route, StreamRoute):
                 stream = route.decode(self.http, self.wire.door)
                 self._admit(stream.request)
-                self.task = asyncio.get_running_loop().create_task(self._stream(stream))
+                pieces = HttpStream(self._encoded(stream), stream.encode_error, stream.content_type)
+                self.task = asyncio.get_running_loop().create_task(self._send(pieces))
             else:
+                self.deadline = self.http.deadline = self._told_deadline()
                 self.task = asyncio.get_running_loop().create_task(self._call(route))
         except PenstockError as error:
             self.fail(error)
@@ -197,6 +208,7 @@ class Turn:
         http = self.http
         http.body = b""
         request.timings.received = http.received
+        request.caller = http.caller
         if _TRACEPARENT in http.headers:
             take_http_trace(request, http.headers)
         witness = self.wire.options.witness
@@ -205,13 +217,18 @@ class Turn:
             self.sight = witness.see(request)
         if request.deadline != NO_DEADLINE and http.began:
             request.deadline -= http.received - http.began
-        text = http.headers.get(TIMEOUT)
-        if text is not None:
-            timeout_s = timeout_of(text)
-            if timeout_s is None:
-                raise InvalidInput("penstock-timeout-ms must be a number of milliseconds above 0")
-            request.deadline = min(request.deadline, (http.began or http.received) + timeout_s)
+        request.deadline = min(request.deadline, self._told_deadline())
         self.deadline = request.deadline
+
+    def _told_deadline(self) -> float:
+        """What the caller's header says of a deadline. Raises: InvalidInput."""
+        text = self.http.headers.get(TIMEOUT)
+        if text is None:
+            return NO_DEADLINE
+        timeout_s = timeout_of(text)
+        if timeout_s is None:
+            raise InvalidInput("penstock-timeout-ms must be a number of milliseconds above 0")
+        return (self.http.began or self.http.received) + timeout_s
 
     def _finished(self, future: asyncio.Future[Response]) -> None:
         """The door has answered: encode and write. Runs as the future's callback.
@@ -246,7 +263,11 @@ class Turn:
 
     async def _call(self, route: CallRoute) -> None:
         try:
-            self.answer(await route.handle(self.http, self.wire.door))
+            answer = await route.handle(self.http, self.wire.door)
+            if isinstance(answer, HttpStream):
+                await self._send(answer)
+            else:
+                self.answer(answer)
         except asyncio.CancelledError:
             self._stopped()
         except PenstockError as error:
@@ -259,53 +280,60 @@ class Turn:
         if not self.abandoned:
             self.fail(Cancelled("the request was cancelled"))
 
-    async def _stream(self, exchange: StreamExchange) -> None:
-        """Sends the door's answers as they come, and closes the door's iterator whatever happens."""
-        items: AsyncIterator[Response] | None = None
+    async def _encoded(self, exchange: StreamExchange) -> AsyncIterator[bytes]:
+        """The door's answers as the protocol writes them, and its end."""
+        items = self.wire.door.stream(exchange.request)
         try:
-            items = self.wire.door.stream(exchange.request)
-            await self._pump(exchange, items)
-        except asyncio.CancelledError:
-            self._break(exchange, Cancelled("the stream was cancelled"))
-        except PenstockError as error:
-            self._break(exchange, error)
-        except Exception:
-            log.exception("stream failed", extra={"path": self.http.path})
-            self._break(exchange, Internal("internal error; the server's log has the traceback"))
+            async for item in items:
+                if self.sight is not None and not self.started:
+                    self.sight.response = item
+                yield exchange.encode_item(item)
+            yield exchange.encode_end()
         finally:
             close = getattr(items, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _send(self, stream: HttpStream) -> None:
+        """Sends the pieces as they come, and closes their iterator whatever happens."""
+        try:
+            await self._pump(stream)
+        except asyncio.CancelledError:
+            self._break(stream, Cancelled("the stream was cancelled"))
+        except PenstockError as error:
+            self._break(stream, error)
+        except Exception:
+            log.exception("stream failed", extra={"path": self.http.path})
+            self._break(stream, Internal("internal error; the server's log has the traceback"))
+        finally:
+            close = getattr(stream.pieces, "aclose", None)
             if close is not None:
                 try:
                     await close()
                 except Exception:
                     log.exception("closing a stream failed", extra={"path": self.http.path})
 
-    async def _pump(self, exchange: StreamExchange, items: AsyncIterator[Response]) -> None:
-        """The first item decides between an error's status and 200; each next one waits until the client takes data."""
+    async def _pump(self, stream: HttpStream) -> None:
+        """The first piece decides between an error's status and 200; each next one waits until the client takes it."""
         wire = self.wire
-        first = await anext(items, None)
-        if self.sight is not None:
-            self.sight.response = first
-        data = b"" if first is None else exchange.encode_item(first)
+        first = await anext(stream.pieces, b"")
         await wire.writable(self)
         if self.http10 or wire.is_last(self):
             self.keep_alive = False
-        head = wire.heads.stream(
-            exchange.content_type, None if self.keep_alive else False, self._headers(None), chunked=not self.http10
-        )
+        more = self._headers(None) + render_headers(stream.headers)
+        head = wire.heads.stream(stream.content_type, None if self.keep_alive else False, more, chunked=not self.http10)
         self.started = True
-        self.comments = exchange.content_type.startswith("text/event-stream")
+        self.comments = stream.content_type.startswith("text/event-stream")
         wire.counters.responses[2] += 1
-        wire.write(head + self._frame(data))
+        wire.write(head + self._frame(first))
         await wire.writable(self)
-        if first is not None:
-            async for item in items:
-                wire.write(self._frame(exchange.encode_item(item)))
-                await wire.writable(self)
-        self._end(exchange.encode_end(), 200)
+        async for piece in stream.pieces:
+            wire.write(self._frame(piece))
+            await wire.writable(self)
+        self._end(b"", 200)
 
-    def _break(self, exchange: StreamExchange, error: PenstockError) -> None:
-        """Ends a stream that did not finish: an ordinary error before the first item, an error event after it."""
+    def _break(self, stream: HttpStream, error: PenstockError) -> None:
+        """Ends a stream that did not finish: an ordinary error before the first piece, an error event after it."""
         if self.abandoned:
             return
         if not self.started:
@@ -313,7 +341,7 @@ class Turn:
             return
         self.keep_alive = False
         try:
-            self._end(exchange.encode_error(error), http_status(error))
+            self._end(stream.encode_error(error), http_status(error))
         except Exception:
             log.exception("encode_error failed", extra={"path": self.http.path})
             self.wire.cut()  # a body without its end: the one honest thing left to say
