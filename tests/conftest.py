@@ -7,16 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from language_weights import llmecho, minilm, smollm2
 from running_fleet import fleet, shared_fleet
 from running_postgres import postgres, postgres_folder
 from running_server import server, shared_server
 
-__all__ = ["fleet", "postgres", "postgres_folder", "server", "shared_fleet", "shared_server"]  # fixtures
+__all__ = [  # fixtures
+    "fleet", "llmecho", "minilm", "postgres", "postgres_folder", "server", "shared_fleet", "shared_server", "smollm2",
+]  # fmt: skip
 
 OPT_IN = {
     "chaos": "the long form of faults, load and switches; minutes each",
     "soak": "hours of traffic, looking for what grows",
     "fuzz": "coverage-guided fuzzing of every decoder",
+    "engines": "the engines of language models that need gigabytes of packages, where they are installed",
     "peers": "the same faults against other model servers, where they are installed",
 }
 Figure = Callable[..., None]

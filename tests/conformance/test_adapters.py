@@ -19,7 +19,9 @@ from penstock.core.servable import Adapter, LoadContext, Servable
 from penstock.core.tensor import NUMPY_OF
 from penstock.runtime import adapters
 
-NAMES = sorted(module.name for module in pkgutil.iter_modules(adapters.__path__))
+EVERY = sorted(module.name for module in pkgutil.iter_modules(adapters.__path__))
+# Language models take tokens and give streams of them: test_engines.py is their suite.
+NAMES = [name for name in EVERY if name != "language"]
 
 
 def plug(name: str) -> Adapter:
@@ -53,7 +55,7 @@ def test_name_is_the_files_name(name: str) -> None:
 
 
 def test_every_artifact_is_recognised_by_its_adapter_alone(name: str, case: Case) -> None:
-    assert [other for other in NAMES if plug(other).recognises(case.path)] == [name]
+    assert [other for other in EVERY if plug(other).recognises(case.path)] == [name]
 
 
 def test_importing_the_adapter_imports_no_framework(name: str, case: Case) -> None:
