@@ -9,7 +9,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.fleet.router.fair import FairQueue, Ticket
+from penstock.core.fair import FairQueue, Ticket
 
 WEIGHTS = {"a": 1.0, "b": 2.0, "c": 5.0, "d": 0.5, "e": 1.0}
 STEPS = st.lists(

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 
-from penstock.fleet.router.fair import FairQueue, Ticket
+from penstock.core.fair import FairQueue, Ticket
 
 SERVICE_S = 0.01
 WEIGHTS = {"high": 10.0, "low": 1.0}

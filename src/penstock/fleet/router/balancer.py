@@ -22,8 +22,8 @@ import random
 from collections.abc import Callable
 
 from penstock.core.errors import DeadlineExceeded, NotFound, NotReady, Overloaded, PenstockError
+from penstock.core.fair import FairQueue
 from penstock.fleet.router.draw import draw, rank
-from penstock.fleet.router.fair import FairQueue
 from penstock.fleet.router.lanes import NO_LIMIT, Lane, Service, Sleeping, Upstream, Waiter
 from penstock.fleet.router.table import EMPTY, CompiledTable
 from penstock.fleet.routes import Endpoint

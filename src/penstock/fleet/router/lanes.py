@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.core.errors import PenstockError
+from penstock.core.fair import FairQueue, Ticket
 from penstock.fleet.router.budget import RetryBudget
-from penstock.fleet.router.fair import FairQueue, Ticket
 from penstock.fleet.router.tally import Tally
 from penstock.fleet.routes import Endpoint
 from penstock.fleet.routes import Upstream as Address

@@ -1,11 +1,11 @@
-"""A weighted fair queue of requests that wait for a replica. Pure: who owns it brings the time and the wake-ups.
+"""A weighted fair queue of requests of many tenants. Pure: who owns it brings the time and the wake-ups.
 
 Theory of operation. Start-time fair queueing: every tenant that waits has a start tag; the tenant with the least is
-served next, and its tag then grows by 1 / weight. Virtual time is the tag of what was served last. A tenant that begins
-to wait starts at virtual time, or where it had come to if that is later: being idle earns nothing, and leaving for a
-moment gains nothing. While two tenants f and m both wait, what they were served differs, each divided by its weight, by
-at most 1/weight_f + 1/weight_m, however fast or unsteadily replicas take requests. So every tenant gets on, whatever
-the others send.
+served next, and its tag then grows by cost / weight (a request costs 1 unless told otherwise). Virtual time is the tag
+of what was served last. A tenant that begins to wait starts at virtual time, or where it had come to if that is later:
+being idle earns nothing, and leaving for a moment gains nothing. While two tenants f and m both wait, what they were
+served differs, each divided by its weight, by at most cost_f/weight_f + cost_m/weight_m of their largest requests,
+however fast or unsteadily replicas take requests. So every tenant gets on, whatever the others send.
 Source: Goyal, Vin, Cheng: "Start-time Fair Queueing", IEEE/ACM Transactions on Networking 5(5), 1997, theorem 1.
 
 Tags belong to tenants, not to requests: what is cancelled, expired or pushed out costs its tenant nothing.
@@ -42,6 +42,7 @@ class Ticket(Generic[Item]):
     tenant: str
     deadline: float
     waiting: bool = True
+    cost: float = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -88,16 +89,19 @@ class FairQueue(Generic[Item]):
     def __len__(self) -> int:
         return self._count
 
-    def put(self, tenant: str, weight: float, item: Item, deadline: float) -> tuple[Ticket[Item], Ticket[Item] | None]:
+    def put(
+        self, tenant: str, weight: float, item: Item, deadline: float, cost: float = 1.0
+    ) -> tuple[Ticket[Item], Ticket[Item] | None]:
         """The request's ticket, and the one that had to leave because the queue was full; that may be its own.
 
-        `weight` is above 0; the newest one of a tenant counts from its next request on.
+        `weight` is above 0; the newest one of a tenant counts from its next request on. `cost` is what serving the
+        request takes of its tenant's share.
         """
         line = self._lines.get(tenant)
         if line is None:
             line = self._lines[tenant] = _Line(tenant, weight, self._time)
         line.weight = max(weight, _LEAST_WEIGHT)
-        ticket = Ticket(item, tenant, deadline)
+        ticket = Ticket(item, tenant, deadline, cost=cost)
         line.tickets.append(ticket)
         line.count += 1
         self._count += 1
@@ -117,16 +121,11 @@ class FairQueue(Generic[Item]):
         """The next request to be served; None when nobody waits. Never one whose deadline is not after `now`: those
         stay for `expire`. Without `now` the owner watches deadlines by itself."""
         self._find_lapsed(now)
-        while self._count:
+        if self.head() is not None:
             _, _, line = heappop(self._ready)
-            while line.tickets and not line.tickets[0].waiting:
-                line.tickets.popleft()
-            if not line.tickets:
-                self._rest(line)
-                continue
             self._time = line.start
-            line.start += 1.0 / line.weight
             ticket = line.tickets.popleft()
+            line.start += ticket.cost / line.weight
             if line.count > 1:
                 self._rank(self._ready, line.start, line)
             else:
@@ -134,6 +133,18 @@ class FairQueue(Generic[Item]):
             self._leave(ticket)
             self._forget()
             return ticket
+        return None
+
+    def head(self) -> Ticket[Item] | None:
+        """The request that `take` would give, its deadline aside; it stays. None when nobody waits."""
+        while self._count:
+            line = self._ready[0][2]
+            while line.tickets and not line.tickets[0].waiting:
+                line.tickets.popleft()
+            if line.tickets:
+                return line.tickets[0]
+            heappop(self._ready)
+            self._rest(line)
         return None
 
     def cancel(self, ticket: Ticket[Item]) -> bool:
