@@ -34,9 +34,17 @@ class PenstockError(Exception):
 
 
 class InvalidInput(PenstockError):
-    """The caller sent something that can never work."""
+    """The caller sent something that can never work. `parameter` is the part of the request, as its protocol calls it,
+    and `problem` the kind of fault, for protocols that say so ("" is unsaid)."""
 
     code, reason = "INVALID_ARGUMENT", "invalid"
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, parameter: str = "", problem: str = ""
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.parameter = parameter
+        self.problem = problem
 
 
 class TooLarge(InvalidInput):
