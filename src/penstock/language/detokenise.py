@@ -1,0 +1,58 @@
+"""Token ids to text, as they come: never half a character, and in the end the text that decoding all at once gives."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Collection, Iterable
+
+from penstock.language.tokenizer import Tokenizer
+
+_utf8 = codecs.getincrementaldecoder("utf-8")
+
+
+class Detokeniser:
+    """Gives the text of one sequence of tokens, piece by piece; the work for a token does not grow with the text.
+
+    `skip_special` hides control tokens, but for those in `shown` (marks that parsers of tool calls look for).
+    `continues`: the tokens go on after others, a prompt's, so that a first space is the text's own.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special: bool = True,
+        *,
+        shown: Collection[int] = (),
+        continues: bool = False,
+    ) -> None:
+        self._piece = tokenizer.piece
+        self._hidden = tokenizer.special_ids.difference(shown) if skip_special else frozenset[int]()
+        self._decoder = _utf8("replace")
+        self._strips = tokenizer.strips_first_space and not continues
+
+    def feed(self, token_id: int) -> str:
+        """The text that is whole now that this token has come: "" while a character is half, or for a hidden token."""
+        if token_id in self._hidden:
+            return ""
+        text = self._decoder.decode(self._piece(token_id))
+        return self._stripped(text) if self._strips and text else text
+
+    def feed_all(self, token_ids: Iterable[int]) -> str:
+        """The text that is whole now that these tokens have come."""
+        hidden, piece = self._hidden, self._piece
+        text = self._decoder.decode(b"".join([piece(token) for token in token_ids if token not in hidden]))
+        return self._stripped(text) if self._strips and text else text
+
+    def finish(self) -> str:
+        """What is left when no more comes: U+FFFD for half a character, else nothing."""
+        text = self._decoder.decode(b"", True)
+        return self._stripped(text) if self._strips and text else text
+
+    def spell(self, token_id: int) -> tuple[str, bytes]:
+        """One token by itself, for log-probabilities: its text, U+FFFD for half a character, and its bytes."""
+        raw = self._piece(token_id)
+        return raw.decode("utf-8", "replace"), raw
+
+    def _stripped(self, text: str) -> str:
+        self._strips = False
+        return text.removeprefix(" ")
