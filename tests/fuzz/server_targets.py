@@ -198,7 +198,7 @@ def http_reader(data: bytes) -> bool:
     """A connection's bytes, in reads whose sizes the first byte chooses; half of them on a server with a key."""
     if not data:
         return False
-    keys = ("a key",) if data[0] & 1 else ()
+    keys = (("a key", "a"),) if data[0] & 1 else ()
     options = HttpOptions(api_keys=keys, max_body_bytes=4096, max_header_bytes=1024, max_headers=20)
     sink, step = Sink(), (data[0] >> 1) + 1
     reader = Reader(Site(StrangersDoor(), ROUTER, options), sink)

@@ -147,6 +147,10 @@ class FairQueue(Generic[Item]):
             self._rest(line)
         return None
 
+    def shed(self) -> Ticket[Item] | None:
+        """The newest request of the tenant that holds most for its weight, which has left; None when nobody waits."""
+        return self._push_out() if self._count else None
+
     def cancel(self, ticket: Ticket[Item]) -> bool:
         """Whether the request was still waiting; it is gone now."""
         if not ticket.waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import ssl
 from pathlib import Path
@@ -12,6 +13,8 @@ from penstock import plugins
 from penstock.core.addresses import is_loopback
 from penstock.core.errors import InvalidInput
 from penstock.protocols import GrpcProtocol, HttpProtocol, Limits, described
+from penstock.runtime import keys
+from penstock.runtime.keys import ApiKey, Keys
 from penstock.runtime.listeners.auth import ApiKeys
 from penstock.runtime.listeners.grpc import GrpcOptions
 from penstock.runtime.listeners.http_options import HttpOptions
@@ -38,10 +41,10 @@ def grpc_protocols() -> list[GrpcProtocol]:
     return cast(list[GrpcProtocol], plugs)
 
 
-def http_options(server: ServerOptions, keys: tuple[str, ...], witness: Witness | None = None) -> HttpOptions:
+def http_options(server: ServerOptions, accepted: tuple[ApiKey, ...], witness: Witness | None = None) -> HttpOptions:
     """The HTTP listener's part of the server's options."""
     return HttpOptions(
-        api_keys=keys,
+        api_keys=accepted,
         max_body_bytes=server.max_body_bytes,
         max_header_bytes=server.max_header_bytes,
         max_connections=server.max_connections,
@@ -54,12 +57,12 @@ def http_options(server: ServerOptions, keys: tuple[str, ...], witness: Witness 
     )
 
 
-def grpc_options(server: ServerOptions, keys: tuple[str, ...], witness: Witness | None = None) -> GrpcOptions:
+def grpc_options(server: ServerOptions, accepted: tuple[ApiKey, ...], witness: Witness | None = None) -> GrpcOptions:
     """The gRPC listener's part of the server's options."""
-    accepted = ApiKeys(keys)
+    known = ApiKeys(accepted)
     return GrpcOptions(
-        authorise=(lambda value: value is not None and accepted.allows({b"authorization": value.encode()}))
-        if keys
+        authorise=(lambda value: value is not None and known.caller({b"authorization": value.encode()}) is not None)
+        if accepted
         else None,
         tls_cert=server.tls_cert,
         tls_key=server.tls_key,
@@ -104,28 +107,21 @@ def server_tls(server: ServerOptions) -> ssl.SSLContext | None:
     return tls_context(server.tls_cert, server.tls_key, server.tls_client_ca)
 
 
-def api_keys(server: ServerOptions) -> tuple[str, ...]:
+def api_keys(server: ServerOptions) -> Keys:
     """The keys that clients may use; none when everybody may.
 
     Raises:
         InvalidInput: the listener is reachable from elsewhere and nothing guards it, or the key file is unusable.
     """
-    keys = [server.api_key] if server.api_key else []
-    if server.api_key_file:
-        try:
-            lines = Path(server.api_key_file).read_text().splitlines()
-        except OSError as error:
-            raise InvalidInput(f"cannot read api_key_file {server.api_key_file}: {error.strerror}") from error
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise InvalidInput(f"api_key_file {server.api_key_file} holds no key: write one per line")
-        keys += found
-    if not keys and not server.allow_anonymous and not is_loopback(server.host):
+    found = keys.read(Path(server.api_key_file)) if server.api_key_file else Keys()
+    if server.api_key:
+        found = dataclasses.replace(found, keys=(keys.named(server.api_key), *found.keys))
+    if not found.keys and not server.allow_anonymous and not is_loopback(server.host):
         raise InvalidInput(
             f"host {server.host} can be reached from other machines and no API key is set: set PENSTOCK_API_KEY (or "
             "--api-key-file), listen on 127.0.0.1, or say --allow-anonymous if everybody may use these models"
         )
-    return tuple(keys)
+    return found
 
 
 def allow_open_files() -> None:

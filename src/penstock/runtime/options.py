@@ -32,7 +32,11 @@ class ServerOptions:
         maximum=1024,
     )
     api_key: str | None = option(None, "Key that clients send as `Authorization: Bearer …`.", secret=True)
-    api_key_file: str | None = option(None, "File with one API key per line.")
+    api_key_file: str | None = option(
+        None,
+        "File with one API key per line; or NAME.toml with a table for each caller: its key, and what it may use of "
+        "language models.",
+    )
     allow_anonymous: bool = option(False, "Allow a non-loopback listener without an API key.")
     tls_cert: str | None = option(None, "Certificate chain (PEM) for both ports.")
     tls_key: str | None = option(None, "Private key (PEM) for both ports.")

@@ -118,7 +118,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
     repository = ModelRepository([LocalSource(models, settle=server.model_control == "poll")], manager, server)
     engine = Engine(manager, repository, Tracing(), metrics, lambda update: log_handle.update(update or {}))
     manager.door = engine
-    http = HttpListener(engine, http_protocols(), http_options(server, keys, witness))
+    http = HttpListener(engine, http_protocols(), http_options(server, keys.keys, witness))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_close_models, manager, engine)
         stack.push_async_callback(repository.close)
@@ -130,9 +130,9 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
             http.start(server.host, server.http_port, reuse_port=server.fronts > 1, ssl=tls),
         )
         stack.push_async_callback(http.drain, 0.0)  # for a start that fails below; after `_drain` nothing is left to do
-        grpc = GrpcListener(engine, grpc_protocols(), grpc_options(server, keys, witness)) if server.grpc else None
+        grpc = GrpcListener(engine, grpc_protocols(), grpc_options(server, keys.keys, witness)) if server.grpc else None
         grpc_port = await grpc.start(server.host, server.grpc_port) if grpc else None
-        fronts = Fronts(engine, server, keys, http_port, grpc_port)
+        fronts = Fronts(engine, server, keys.keys, http_port, grpc_port)
         engine.on_tracing = fronts.publish
 
         def changed() -> None:

@@ -276,7 +276,7 @@ async def test_request_ids_come_back_if_they_are_decent() -> None:
 
 
 async def test_every_route_but_public_ones_needs_a_key() -> None:
-    async with serving(api_keys=("secret", "other")) as it:
+    async with serving(api_keys=(("secret", "a"), ("other", "b"))) as it:
         tried = 0
         for route in it.protocol.routes():
             path = re.sub(r"\{\w+\}", "double", route.pattern)
@@ -310,7 +310,7 @@ async def test_every_route_but_public_ones_needs_a_key() -> None:
 
 
 async def test_a_key_is_asked_for_before_a_large_body_is_read() -> None:
-    async with serving(api_keys=("secret",)) as it:
+    async with serving(api_keys=(("secret", "a"),)) as it:
         client = await it.connect()
         await client.send(
             post("/upload", b"")[:-4].replace(b"Content-Length: 0", b"Content-Length: 90000000") + b"\r\n\r\n"
@@ -324,7 +324,7 @@ def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
     from penstock.runtime.listeners.auth import ApiKeys
 
     with pytest.raises(InvalidInput):
-        ApiKeys([key])
+        ApiKeys([(key, "a")])
 
 
 def test_only_loopback_addresses_count_as_loopback() -> None:
@@ -512,3 +512,13 @@ async def test_drain_lets_a_stream_finish() -> None:
         assert (len(answer.chunks), answer.headers["connection"]) == (4, "close")
         assert await client.closed() == b""
         assert await drain == 0
+
+
+async def test_a_request_is_told_whose_key_came_with_it() -> None:
+    async with serving(api_keys=(("secret", "alice"), ("other", "bob"))) as it:
+        client = await it.connect()
+        for key, name in (("secret", "alice"), ("other", "bob")):
+            await client.ask(infer([1], "a", "double", f"Authorization: Bearer {key}"))
+            assert it.protocol.last is not None
+            assert it.protocol.last.caller == name
+        await client.ask(get("/health"))  # public

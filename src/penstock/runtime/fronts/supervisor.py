@@ -21,6 +21,7 @@ from penstock.core.errors import Internal
 from penstock.runtime.engine import Engine
 from penstock.runtime.fronts import wire
 from penstock.runtime.fronts.gate import Gate
+from penstock.runtime.keys import ApiKey
 from penstock.runtime.options import ServerOptions
 from penstock.runtime.workers import states
 from penstock.runtime.workers.shortage import is_shortage
@@ -42,7 +43,12 @@ class Fronts:
     """The extra fronts of one server. `gates` are those that live."""
 
     def __init__(
-        self, engine: Engine, options: ServerOptions, api_keys: tuple[str, ...], http_port: int, grpc_port: int | None
+        self,
+        engine: Engine,
+        options: ServerOptions,
+        api_keys: tuple[ApiKey, ...],
+        http_port: int,
+        grpc_port: int | None,
     ) -> None:
         self.gates: set[Gate] = set()
         self._starting: set[Gate] = set()

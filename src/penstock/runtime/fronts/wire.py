@@ -20,6 +20,7 @@ from penstock.core.errors import InvalidInput, TooLarge
 from penstock.core.messages import Parameter, Timings
 from penstock.core.servable import Tensors
 from penstock.core.trace import RequestTrace, TraceContext
+from penstock.runtime.keys import ApiKey
 from penstock.runtime.version import InlineCopy
 from penstock.runtime.workers import frame
 from penstock.runtime.workers.frame import TensorHead
@@ -155,7 +156,7 @@ class Setup(msgspec.Struct, frozen=True, array_like=True, tag=21):
     http_port: int
     grpc_port: int | None
     options: dict[str, Any]  # fields of ServerOptions
-    api_keys: tuple[str, ...]
+    api_keys: tuple[ApiKey, ...]
 
 
 class Tell(msgspec.Struct, frozen=True, array_like=True, tag=23):

@@ -12,7 +12,7 @@ from penstock.runtime.listeners.witness import Witness
 class HttpOptions:
     """Everything that bounds one listener. Sizes in bytes, times in seconds."""
 
-    api_keys: tuple[str, ...] = ()  # none: no key is asked for
+    api_keys: tuple[tuple[str, str], ...] = ()  # each with its caller's name; none: no key is asked for
     max_body_bytes: int = 256 << 20
     max_header_bytes: int = 64 << 10  # request line, headers and trailers together
     max_headers: int = 100

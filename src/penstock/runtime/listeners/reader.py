@@ -92,9 +92,9 @@ class Reader:
     """The reading half of a connection. `state` and `since` (the site's clock) are read by its timeouts."""
 
     __slots__ = (
-        "_began", "_began_at", "_body", "_body_bytes", "_chunked", "_counted", "_direct_left", "_dropped", "_found",
-        "_head_bytes", "_headers", "_keep_alive", "_length", "_method", "_options", "_parser", "_pieces", "_sink",
-        "_site", "_target", "_unheld", "_upgrade", "_version", "awaits_continue", "since", "state", "untouched",
+        "_began", "_began_at", "_body", "_body_bytes", "_caller", "_chunked", "_counted", "_direct_left", "_dropped",
+        "_found", "_head_bytes", "_headers", "_keep_alive", "_length", "_method", "_options", "_parser", "_pieces",
+        "_sink", "_site", "_target", "_unheld", "_upgrade", "_version", "awaits_continue", "since", "state", "untouched",
     )  # fmt: skip
 
     def __init__(self, site: Site, sink: Sink) -> None:
@@ -107,6 +107,7 @@ class Reader:
         self.untouched = True  # nothing was ever received
         self._began = False
         self._began_at = 0.0
+        self._caller = ""
         self._reset()
 
     def _reset(self) -> None:
@@ -325,7 +326,9 @@ class Reader:
             found = site.router.find(method, self._target)
         except InvalidInput as error:
             raise Refusal(400, "malformed", error.message) from None
-        if site.keys.required and not site.keys.allows(headers):
+        caller = site.keys.caller(headers) if site.keys.required else ""
+        self._caller = caller or ""
+        if caller is None:
             public = isinstance(found, Found) and isinstance(found.route, CallRoute) and found.route.public
             if not public:
                 site.counters.refuse("unauthenticated")
@@ -378,7 +381,7 @@ class Reader:
         if isinstance(found, Found):
             http = HttpRequest(
                 method, found.path, self._headers, body.toreadonly() if isinstance(body, memoryview) else body,
-                found.query, found.names, time.monotonic(), self._options.limits, self._began_at,
+                found.query, found.names, time.monotonic(), self._options.limits, self._began_at, caller=self._caller,
             )  # fmt: skip
         else:
             http = HttpRequest(method, "", self._headers, received=time.monotonic())
