@@ -172,7 +172,7 @@ def _word_piece(header: _Header) -> tuple[Native, bool, bool]:
     native.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     native.decoder = decoders.WordPiece(prefix="##")
     names = ("cls", "seperator", "padding", "mask", "unknown", "bos", "eos")
-    special = {header.tokens[number] for key in names if (number := header.id(key)) is not None}
+    special = {header.tokens[found] for key in names if (found := header.id(key)) is not None}
     special.update(text for text, kind in zip(header.tokens, header.kinds, strict=True) if kind == _CONTROL)
     native.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in sorted(special)])
     return native, True, True
