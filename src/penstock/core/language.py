@@ -250,7 +250,8 @@ class Text:
     choice: int
     text: str
     tokens: tuple[TextToken, ...] = ()
-    prompt: bool = False  # it is the echoed prompt
+    prompt: bool = False  # it is the prompt: echoed, or with `tokens` only when `prompt_logprobs` were asked for
+    count: int = 0  # tokens that were generated for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,7 @@ class Reasoning:
 
     choice: int
     text: str
+    count: int = 0  # tokens that were generated for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +272,7 @@ class ToolCallPart:
     id: str = ""
     name: str = ""
     arguments: str = ""
+    count: int = 0  # tokens that were generated for it
 
 
 @dataclass(frozen=True, slots=True)
