@@ -94,7 +94,8 @@ class Reader:
     __slots__ = (
         "_began", "_began_at", "_body", "_body_bytes", "_caller", "_chunked", "_counted", "_direct_left", "_dropped",
         "_found", "_head_bytes", "_headers", "_keep_alive", "_length", "_method", "_options", "_parser", "_pieces",
-        "_sink", "_site", "_target", "_unheld", "_upgrade", "_version", "awaits_continue", "since", "state", "untouched",
+        "_sink", "_site", "_target", "_unheld", "_upgrade", "_version", "awaits_continue", "since", "state",
+        "untouched",
     )  # fmt: skip
 
     def __init__(self, site: Site, sink: Sink) -> None:
