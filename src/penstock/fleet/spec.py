@@ -20,6 +20,7 @@ Value = bool | int | float | str
 """A plain option value; `Json` may nest."""
 
 STRATEGIES = ("rolling", "blue-green", "recreate")
+BALANCES = ("auto", "prefix", "least", "round_robin", "affinity")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9_.]{0,61}[a-z0-9])?")
 
 
@@ -113,6 +114,7 @@ class Requests(_Document, frozen=True):
     retry_budget: float = 0.2  # retries, as a share of the requests of the last 10 s
     hedge_after_s: float | None = None  # idempotent only: ask a second replica when there is no answer by then
     affinity: Sticky | None = None  # keeps a session on one replica
+    balance: str = "auto"  # which replica; auto: `prefix` for language models, else the one of two with less in flight
 
 
 class Deployment(_Document, frozen=True):
@@ -268,6 +270,15 @@ def _problems(wish: Deployment) -> Iterator[str]:
         yield "requests.hedge_after_s needs requests.idempotent"
     if not 0 <= requests.retry_budget <= 1:
         yield "requests.retry_budget is between 0 and 1"
+    if requests.balance not in BALANCES:
+        yield (
+            f"requests.balance is {requests.balance!r}; one of {', '.join(BALANCES)}"
+            f"{nearest(requests.balance, BALANCES)}"
+        )
+    if requests.balance == "affinity" and requests.affinity is None:
+        yield "requests.balance: affinity needs requests.affinity, which says how sessions are told apart"
+    if requests.affinity is not None and requests.balance not in ("auto", "affinity"):
+        yield f"requests.affinity keeps sessions on a replica; requests.balance {requests.balance} would leave it no effect"
     if traffic.shadow is not None and not 0 < traffic.shadow.share <= 1:
         yield "traffic.shadow.share is above 0 and at most 1"
     if not wish.scaling:

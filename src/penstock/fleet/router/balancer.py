@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 A request belongs to an arm (a lane here). Of the lane's replicas, the one of two random ones that has less in flight
-is taken; a session's requests go to the first replica in the order that its key gives. When all are at their limit, or
-none is there, the request waits: fairly between tenants, in the order of arrival within one, bounded, within its
-deadline.
+is taken; a session's requests go to the first replica in the order that its key gives, a prompt to where its beginning
+is (`prefix_choice`), and `requests.balance` may ask for something else. When all are at their limit, or none is there,
+the request waits: fairly between tenants, in the order of arrival within one, bounded, within its deadline.
 
     free ──acquire──▶ taken ──release──▶ free          waiting ──(release, new table, re-admission)──▶ taken
 
@@ -24,7 +24,9 @@ from collections.abc import Callable
 from penstock.core.errors import DeadlineExceeded, NotFound, NotReady, Overloaded, PenstockError
 from penstock.core.fair import FairQueue
 from penstock.fleet.router.draw import draw, rank
-from penstock.fleet.router.lanes import NO_LIMIT, Lane, Service, Sleeping, Upstream, Waiter
+from penstock.fleet.router.lanes import NO_LIMIT, Key, Lane, Service, Sleeping, Upstream, Waiter
+from penstock.fleet.router.prefix_choice import choose, enter
+from penstock.fleet.router.prompts import Prompt
 from penstock.fleet.router.table import EMPTY, CompiledTable
 from penstock.fleet.routes import Endpoint
 
@@ -32,6 +34,7 @@ _FIRST_EJECTION_S = 0.05
 _LONGEST_EJECTION_S = 2.0
 _RETRY_AFTER_S = 1.0
 MOST_COPIES = 32  # in flight at one replica, with its other requests: each holds a body until its deadline
+_ASKED = ("least", "round_robin")
 _ALWAYS = -math.inf  # the time for which no deadline has passed: who waits watches its own, and cancels
 
 
@@ -81,6 +84,7 @@ class Balancer:
         for arm in endpoint.arms:
             lane = known.pop(arm.revision, None) or Lane(service, arm.revision, now)
             lane.weight, lane.limit = arm.weight, limit
+            lane.balance = endpoint.requests.balance if endpoint.requests.balance in _ASKED else ""
             before = {upstream.address: upstream for upstream in lane.upstreams}
             lane.upstreams = [
                 before.pop(address) if address in before else Upstream(address, lane) for address in arm.upstreams
@@ -126,7 +130,7 @@ class Balancer:
         return service.by_revision.get(service.endpoint.stable) or (lanes[0] if lanes else None)
 
     def acquire(
-        self, service: Service, drawn: Lane | None, now: float, session: bytes | None = None,
+        self, service: Service, drawn: Lane | None, now: float, session: Key = None,
         avoid: Upstream | None = None, *, again: bool = False,
     ) -> Upstream | None:  # fmt: skip
         """A place at a replica of that lane (or of one that stands in for it; None: any, by the weights). None when the
@@ -139,6 +143,8 @@ class Balancer:
             return None  # who waits already comes first
         upstream = self._pick(lane, session, avoid)
         if upstream is not None:
+            if isinstance(session, Prompt):
+                enter(upstream, session, now)
             upstream.in_flight += 1
             meter = lane.meter
             meter.area += meter.present * (now - meter.since)  # Meter.enter, for the hot path
@@ -185,6 +191,8 @@ class Balancer:
         away_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2 ** min(upstream.failures, 10))
         upstream.failures += 1
         upstream.ejected, upstream.limit = True, 0
+        upstream.prefixes.clear()  # it may be another process that answers there next
+        upstream.adapters.clear()
         lane.ejected += 1
         self._call_later(away_s * random.uniform(0.8, 1.2), lambda: self._admit_again(upstream))
         if not lane.usable:
@@ -223,7 +231,7 @@ class Balancer:
             lane.meter.leave(self.clock())
 
     async def take(
-        self, service: Service, drawn: Lane | None, *, deadline: float, session: bytes | None = None,
+        self, service: Service, drawn: Lane | None, *, deadline: float, session: Key = None,
         tenant: str = "", weight: float = 1.0, avoid: Upstream | None = None, again: bool = False,
     ) -> Upstream:  # fmt: skip
         """A place at a replica, now or later. `deadline` is of the balancer's clock.
@@ -291,6 +299,8 @@ class Balancer:
             waiter = ticket.item
             if (waiter.session is not None or waiter.avoid is upstream) and len(lane.upstreams) > 1:
                 upstream = self._pick(lane, waiter.session, waiter.avoid) or upstream
+            if isinstance(waiter.session, Prompt):
+                enter(upstream, waiter.session, self.clock())
             upstream.in_flight += 1
             lane.meter.waited(self.clock() - waiter.since)
             waiter.held.granted(upstream)
@@ -343,7 +353,7 @@ class Balancer:
             return drawn
         return candidates[0] if candidates else None
 
-    def _pick(self, lane: Lane, session: bytes | None, avoid: Upstream | None) -> Upstream | None:
+    def _pick(self, lane: Lane, session: Key, avoid: Upstream | None) -> Upstream | None:
         """A replica below its limit. Full ones are passed over, also by sessions: rather another one than a wait."""
         upstreams = lane.upstreams
         count = len(upstreams)
@@ -352,12 +362,8 @@ class Balancer:
             return only if only.in_flight < only.limit and only is not avoid else None
         if not count:
             return None
-        if session is not None:
-            for place in rank([upstream.id for upstream in upstreams], session):
-                upstream = upstreams[place]
-                if upstream.in_flight < upstream.limit and upstream is not avoid:
-                    return upstream
-            return None
+        if session is not None or lane.balance:
+            return self._pick_by(lane, session, avoid)
         first = int(random.random() * count)
         second = int(random.random() * (count - 1))
         one, other = upstreams[first], upstreams[second + (second >= first)]
@@ -367,6 +373,27 @@ class Balancer:
             return one
         free = [upstream for upstream in upstreams if upstream.in_flight < upstream.limit and upstream is not avoid]
         return min(free, key=lambda upstream: upstream.in_flight, default=None)
+
+    def _pick_by(self, lane: Lane, key: Key, avoid: Upstream | None) -> Upstream | None:
+        """As `_pick`, by what the request brings or the deployment asks for."""
+        upstreams = lane.upstreams
+        session = key.session if isinstance(key, Prompt) else key
+        if session is not None:
+            for place in rank([upstream.id for upstream in upstreams], session):
+                upstream = upstreams[place]
+                if upstream.in_flight < upstream.limit and upstream is not avoid:
+                    return upstream
+            return None
+        free = [upstream for upstream in upstreams if upstream.in_flight < upstream.limit and upstream is not avoid]
+        if not free:
+            return None
+        if lane.balance == "round_robin":
+            lane.turn += 1
+            return free[lane.turn % len(free)]
+        if lane.balance == "least" or not isinstance(key, Prompt):
+            least = min(upstream.in_flight for upstream in free)
+            return random.choice([upstream for upstream in free if upstream.in_flight == least])
+        return choose(free, key, self.clock())
 
 
 class _Future:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from penstock.core.errors import PenstockError
 from penstock.core.fair import FairQueue, Ticket
 from penstock.fleet.router.budget import RetryBudget
+from penstock.fleet.router.prefixes import Prefixes
+from penstock.fleet.router.prompts import Prompt
 from penstock.fleet.router.tally import Tally
 from penstock.fleet.routes import Endpoint
 from penstock.fleet.routes import Upstream as Address
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from penstock.fleet.router.upstream import UpstreamConnection
 
 NO_LIMIT = 1 << 60
+
+Key = bytes | Prompt | None
+"""What a request brings that says more of its replica than load does: a session's key, or a prompt."""
 _MOST_WAITS = 10_000  # of one second, kept for their quantile
 
 
@@ -60,9 +65,17 @@ class Meter:
 
 
 class Upstream:
-    """One replica. `limit` is how many requests it may have now: 0 while it is ejected, 1 while it is probed."""
+    """One replica. `limit` is how many requests it may have now: 0 while it is ejected, 1 while it is probed.
 
-    __slots__ = ("address", "ejected", "failures", "gone", "grpc", "http", "id", "in_flight", "lane", "limit", "pool")
+    `load`, `prefixes` and `adapters` are of language models (`prefix_choice`): prompt tokens' worth of work that is
+    left of its requests, what it has probably in its cache, and the adapters that it served, with the time, oldest
+    first.
+    """
+
+    __slots__ = (
+        "adapters", "address", "ejected", "failures", "gone", "grpc", "http", "id", "in_flight", "lane", "limit",
+        "load", "pool", "prefixes",
+    )  # fmt: skip
 
     def __init__(self, address: Address, lane: Lane) -> None:
         self.address = address
@@ -74,13 +87,19 @@ class Upstream:
         self.ejected = False
         self.gone = False  # out of the table; what it has still ends
         self.pool: list[UpstreamConnection] = []  # idle ones, the last used at the end
+        self.load = 0.0
+        self.prefixes = Prefixes()
+        self.adapters: dict[str, float] = {}
 
 
 class Lane:
     """One revision of an endpoint, with the requests that wait for its replicas. Revision 0 is the lane of those that
     wait although no revision has a replica."""
 
-    __slots__ = ("ejected", "limit", "meter", "queue", "revision", "service", "stamp", "tally", "upstreams", "weight")
+    __slots__ = (
+        "balance", "ejected", "limit", "meter", "queue", "revision", "service", "stamp", "tally", "turn", "upstreams",
+        "weight",
+    )  # fmt: skip
 
     def __init__(self, service: Service, revision: int, now: float) -> None:
         self.service = service
@@ -89,6 +108,8 @@ class Lane:
         self.upstreams: list[Upstream] = []
         self.ejected = 0  # how many of them are
         self.limit = NO_LIMIT  # per upstream
+        self.balance = ""  # `least` or `round_robin`, where that was asked for
+        self.turn = 0  # round_robin: whose it is next
         self.meter = Meter(now)
         self.queue: FairQueue[Waiter] | None = None  # made when somebody waits
         self.tally = Tally()
@@ -144,7 +165,7 @@ class Waiter:
     __slots__ = ("avoid", "deadline", "drawn", "held", "lane", "session", "since", "tenant", "ticket", "weight")
 
     def __init__(
-        self, held: Held, drawn: Lane | None, session: bytes | None, tenant: str, weight: float, deadline: float,
+        self, held: Held, drawn: Lane | None, session: Key, tenant: str, weight: float, deadline: float,
         since: float, avoid: Upstream | None = None,
     ) -> None:  # fmt: skip
         self.held = held

@@ -1,0 +1,99 @@
+"""Which replica a prompt goes to: the one that has most of its beginning, as long as that costs less than it saves.
+
+A replica's load is what is left of its requests: prompt tokens to be read (those that it is not believed to have),
+output tokens to be written at `DECODE_COST` each, and something for each request. The replica with the longest match is
+taken unless its load is over both bounds:
+
+- 1.25 times the mean. Under load all replicas have much to do, and what a match saves is saved for everybody. This is
+  the bound of consistent hashing with bounded loads. Source: Mirrokni, Thorup, Zadimoghaddam, SODA 2018.
+- the least load and what the match saves. While a replica is idle, waiting for another one has to pay.
+
+Else the least loaded one is taken: so a beginning that many share comes to be on as many replicas as its load needs.
+Of replicas that are equal in all this, the first in the order of rendezvous hashing of the beginning: routers, which do
+not know of each other, then warm the same replica. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from penstock.fleet.router.draw import rank
+from penstock.fleet.router.lanes import Upstream
+from penstock.fleet.router.prefixes import BLOCK_BYTES
+from penstock.fleet.router.prompts import BYTES_PER_TOKEN, Prompt
+
+MOST_OVER_MEAN: Final = 1.25
+REQUEST_COST: Final = 64.0
+"""Of a request as such, and of those whose prompt was not looked at, in prompt tokens."""
+TOKENS_PER_BLOCK: Final = BLOCK_BYTES / BYTES_PER_TOKEN
+_ADAPTER_COST = 256.0  # loading an adapter, in prompt tokens: what it may cost to wait where it is loaded already
+MOST_ADAPTERS: Final = 64  # remembered per replica
+_ADAPTER_S = 600.0
+
+
+def load(upstream: Upstream) -> float:
+    """What a replica has to do, in prompt tokens."""
+    return upstream.load + REQUEST_COST * upstream.in_flight
+
+
+def choose(free: Sequence[Upstream], prompt: Prompt, now: float) -> Upstream | None:
+    """One of the replicas that are below their limits; None of none."""
+    if len(free) < 2:
+        return free[0] if free else None
+    loads = [load(upstream) for upstream in free]
+    least = min(loads)
+    saved = [_saved(upstream, prompt, now) for upstream in free]
+    best = max(saved)
+    idlest = [place for place in range(len(free)) if loads[place] == least]
+    if len(idlest) > 1:  # of equals, the one that has more
+        most = max(saved[place] for place in idlest)
+        idlest = [place for place in idlest if saved[place] == most]
+    if best > 0.0:
+        warm = min((place for place in range(len(free)) if saved[place] == best), key=lambda place: loads[place])
+        worth = best - saved[idlest[0]]
+        if worth > 0.0 and loads[warm] <= max(MOST_OVER_MEAN * sum(loads) / len(loads), least + worth):
+            return free[warm]
+    if len(idlest) == 1 or not prompt.root:
+        return free[idlest[0]]
+    return free[idlest[rank([free[place].id for place in idlest], prompt.root)[0]]]
+
+
+def enter(upstream: Upstream, prompt: Prompt, now: float) -> None:
+    """The replica gets the prompt: its load grows, and from now on it has this beginning."""
+    leave(prompt)
+    prompt.matched = upstream.prefixes.match(prompt.keys, now)
+    prompt.prefill = max(0.0, prompt.tokens - prompt.matched * TOKENS_PER_BLOCK)
+    prompt.upstream = upstream
+    prompt.given = prompt.prefill + prompt.decode
+    upstream.load += prompt.given
+    upstream.prefixes.use(prompt.keys, now)
+    if prompt.adapter:
+        upstream.adapters.pop(prompt.adapter, None)
+        upstream.adapters[prompt.adapter] = now
+        if len(upstream.adapters) > MOST_ADAPTERS:
+            del upstream.adapters[next(iter(upstream.adapters))]
+
+
+def begun(prompt: Prompt) -> None:
+    """The first of the answer is there: its prompt was read."""
+    upstream = prompt.upstream
+    if isinstance(upstream, Upstream) and prompt.given > prompt.decode:
+        upstream.load -= prompt.given - prompt.decode
+        prompt.given = prompt.decode
+
+
+def leave(prompt: Prompt) -> None:
+    """Its replica has nothing more to do for it."""
+    upstream, prompt.upstream = prompt.upstream, None
+    if isinstance(upstream, Upstream):
+        upstream.load = max(0.0, upstream.load - prompt.given)
+        prompt.given = 0.0
+
+
+def _saved(upstream: Upstream, prompt: Prompt, now: float) -> float:
+    """Prompt tokens that need not be read there again, and what loading an adapter would be."""
+    saved = upstream.prefixes.match(prompt.keys, now) * TOKENS_PER_BLOCK
+    if prompt.adapter and upstream.adapters.get(prompt.adapter, now - _ADAPTER_S) > now - _ADAPTER_S:
+        saved += _ADAPTER_COST
+    return saved

@@ -1,0 +1,76 @@
+"""Which beginnings of prompts one replica has probably in its cache. Pure; time is an argument.
+
+Theory of operation
+-------------------
+A prompt is cut into blocks, and each block's key is a hash of its text and of the key before it: a key stands for
+everything up to its block's end. So the radix tree of all prompts lies flat in one dictionary: a key is there or it is
+not, and a parent is found by no pointer but by being the key before.
+
+The dictionary is kept in the order of use, and a prompt touches its keys from the last to the first: a parent is always
+more recent than its children. What is least recent is therefore a leaf, and what is given up for room or for age leaves
+no branch without its stem.
+
+Nobody tells a router what a replica really keeps: it is a guess, and wrong both ways. Entries age, the whole is
+bounded, an answer that says how much of its prompt was cached corrects it, and it goes with the replica.
+Source: the flat form is that of vLLM's automatic prefix caching (hash of a block and all before it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+BLOCK_BYTES: Final = 256
+"""Of text per block: some 64 tokens. vLLM's blocks have 16, which would cost a router four times as much."""
+
+MOST_BLOCKS: Final = 16_384
+"""Per replica: a million tokens, more than most caches hold. 2 MiB of memory at most."""
+
+LONGEST_S: Final = 600.0
+"""Unused for longer, a beginning is taken for given up."""
+
+
+class Prefixes:
+    """Of one replica."""
+
+    __slots__ = ("_longest_s", "_most", "_used")
+
+    def __init__(self, most: int = MOST_BLOCKS, longest_s: float = LONGEST_S) -> None:
+        self._most = most
+        self._longest_s = longest_s
+        self._used: dict[int, float] = {}  # key -> last use; the least recent first
+
+    def __len__(self) -> int:
+        return len(self._used)
+
+    def match(self, keys: Sequence[int], now: float) -> int:
+        """How many of a prompt's first blocks are there. Changes nothing."""
+        used = self._used
+        since = now - self._longest_s
+        for count, key in enumerate(keys):
+            if used.get(key, since) <= since:
+                return count
+        return len(keys)
+
+    def use(self, keys: Sequence[int], now: float) -> None:
+        """The replica gets a prompt with these blocks. What is over the bound of it is not kept."""
+        used = self._used
+        for key in reversed(keys[: self._most]):
+            used.pop(key, None)
+            used[key] = now
+        since = now - self._longest_s
+        while used:
+            oldest = next(iter(used))
+            if len(used) <= self._most and used[oldest] > since:
+                break
+            del used[oldest]
+
+    def shorten(self, keys: Sequence[int], to: int) -> None:
+        """The replica was found to have no more than the first `to` of these blocks. What other prompts put behind them
+        cannot match any more, and goes by age."""
+        for key in keys[to:]:
+            self._used.pop(key, None)
+
+    def clear(self) -> None:
+        """The replica has nothing any more."""
+        self._used.clear()

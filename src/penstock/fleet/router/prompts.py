@@ -1,0 +1,109 @@
+"""What a router reads of a request to a language model: whose it is, how it begins, and how much work it will be. Pure.
+
+Every surface writes its conversation in other fields. All are brought into one text, in the order in which chat
+templates put them: tools, instructions, then what was said from the first to the last. It is written anew with sorted
+keys, so that spaces and the order of keys in a client's JSON make no difference: the text of a conversation's next turn
+begins with that of the turn before.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Final
+
+import orjson
+
+from penstock.core.errors import InvalidInput
+from penstock.fleet.router.prefixes import BLOCK_BYTES
+
+MOST_BYTES: Final = 1 << 20
+"""Longer bodies are not cut into blocks: they are balanced by load only."""
+
+BYTES_PER_TOKEN: Final = 4.0
+"""Of English text with vocabularies of 32 to 128 thousand; what is not English has fewer. A router has no tokenizer."""
+
+DECODE_COST: Final = 4.0
+"""What an output token costs, in prompt tokens: llama.cpp with one thread reads some 130 a second and writes some 35
+(bench/routing_language.py); engines that batch are in the same region."""
+
+_USUAL_OUTPUT = 256
+_MOST_OUTPUT = 1024  # clients ask for room that they seldom use
+_ROOT_BYTES = 1024  # routers agree by this much of the beginning on who has it when nobody does
+_SAID: Final = ("messages", "input", "prompt", "text_input", "text", "query", "queries", "inputs", "content", "text_1")
+_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
+_NO_OUTPUT: Final = ("embeddings", "embed", "rerank", "score", "classify", "tokenize", "detokenize", "count_tokens")
+
+
+class Prompt:
+    """One request as the balancer sees it.
+
+    `keys` are those of its whole blocks (`prefixes.Prefixes`), `root` the bytes that stand for its beginning with every
+    router alike. `prefill` and `decode` are what is left to do, in prompt tokens; `upstream` does it.
+    """
+
+    __slots__ = (
+        "adapter", "decode", "given", "keys", "matched", "model", "prefill", "root", "session", "tokens", "upstream",
+    )  # fmt: skip
+
+    def __init__(self, model: str, keys: tuple[int, ...], root: bytes, tokens: float, output: float) -> None:
+        self.model = model
+        self.keys = keys
+        self.root = root
+        self.tokens = tokens  # of the prompt, estimated
+        self.prefill = tokens
+        self.decode = output * DECODE_COST
+        self.adapter = ""  # set where `model` names one
+        self.session: bytes | None = None
+        self.matched = 0  # blocks that its replica was believed to have
+        self.upstream: object = None
+        self.given = 0.0  # what its replica's load has of it now
+
+
+def read_document(body: bytes) -> dict[str, object]:
+    """A body as its fields. Raises: InvalidInput: it is no JSON object."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"the request's body is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidInput("the request's body is a JSON object")
+    return document
+
+
+def read_prompt(path: str, document: dict[str, object], size: int) -> Prompt:
+    """The prompt of a request's fields. `size`: bytes of its body."""
+    model = document.get("model")
+    name = model if isinstance(model, str) else ""
+    output = 0.0 if path.rstrip("/").endswith(_NO_OUTPUT) else _output(document)
+    if size > MOST_BYTES:
+        return Prompt(name, (), b"", size / BYTES_PER_TOKEN, output)
+    said = next((document[field] for field in _SAID if field in document), None)
+    instructions = document.get("system", document.get("instructions"))
+    text = orjson.dumps(
+        [name, document.get("tools"), instructions, said], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+    )
+    root = blake2b(text[:_ROOT_BYTES], digest_size=16).digest()
+    return Prompt(name, block_keys(text), root, len(text) / BYTES_PER_TOKEN, output)
+
+
+def block_keys(text: bytes) -> tuple[int, ...]:
+    """A key for each whole block, which stands for all text up to the block's end. Of this process only: Python's hash
+    of bytes has a secret, so that no caller can write prompts that collide."""
+    keys = []
+    key = 0
+    for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES):
+        key = hash((key, text[start : start + BLOCK_BYTES]))
+        keys.append(key)
+    return tuple(keys)
+
+
+def _output(document: dict[str, object]) -> float:
+    """Tokens that are probably written, for all choices."""
+    for field in _LIMITS:
+        limit = document.get(field)
+        if isinstance(limit, int) and limit >= 0:
+            break
+    else:
+        limit = _USUAL_OUTPUT
+    choices = document.get("n")
+    return min(limit, _MOST_OUTPUT) * (min(choices, 16) if isinstance(choices, int) and choices > 0 else 1)

@@ -1,0 +1,161 @@
+"""`requests.balance`: which replica a request goes to, by what the deployment asks for."""
+
+from __future__ import annotations
+
+import pytest
+from test_router_balancer import Bench, Held
+
+from penstock.core.errors import InvalidInput
+from penstock.fleet.router.lanes import Upstream, Waiter
+from penstock.fleet.router.prefix_choice import leave
+from penstock.fleet.router.prompts import Prompt, read_document, read_prompt
+from penstock.fleet.routes import Arm
+from penstock.fleet.routes import Upstream as Address
+from penstock.fleet.spec import BALANCES, Sticky, read
+
+CHAT = "/v1/chat/completions"
+
+
+def arm(*ids: str) -> Arm:
+    return Arm(1, 1.0, tuple(Address(id, f"{id}:1") for id in ids))
+
+
+def prompt(text: str, **more: object) -> Prompt:
+    return read_prompt(CHAT, {"model": "chat", "messages": [{"role": "user", "content": text}], **more}, len(text))
+
+
+def taken(bench: Bench, **more: object) -> Upstream:
+    upstream = bench.acquire(0, **more)
+    assert upstream is not None
+    return upstream
+
+
+def done(bench: Bench, upstream: Upstream, key: Prompt | None = None) -> None:
+    if key is not None:
+        leave(key)
+    bench.balancer.release(upstream, bench.clock.now)
+
+
+def test_round_robin_goes_round() -> None:
+    bench = Bench(arm("a", "b", "c"), balance="round_robin")
+    order = []
+    for _ in range(6):
+        upstream = taken(bench)
+        order.append(upstream.id)
+        done(bench, upstream)
+    assert order[:3] == order[3:] and sorted(order[:3]) == ["a", "b", "c"]
+
+
+def test_least_takes_the_one_with_least_in_flight_of_all() -> None:
+    bench = Bench(arm("a", "b", "c"), balance="least")
+    held = [taken(bench) for _ in range(30)]
+    assert [sum(one.id == id for one in held) for id in "abc"] == [10, 10, 10]
+    for one in held:
+        done(bench, one)
+
+
+def test_a_conversation_stays_where_it_was_and_others_go_elsewhere_under_load() -> None:
+    bench = Bench(arm("a", "b", "c"))
+    first = prompt("tell me a story " * 200)
+    home = taken(bench, session=first)
+    done(bench, home, first)
+    for length in (210, 220, 230):
+        turn = prompt("tell me a story " * length)
+        assert taken(bench, session=turn) is home
+        done(bench, home, turn)
+    crowd = [prompt("tell me a story " * 200 + str(number)) for number in range(12)]
+    places = {taken(bench, session=one).id for one in crowd}
+    assert places == {"a", "b", "c"}, "what many share comes to be on as many replicas as its load needs"
+
+
+def test_a_replica_that_failed_is_believed_to_have_lost_its_cache() -> None:
+    bench = Bench(arm("a", "b"))
+    first = prompt("x" * 4000)
+    home = taken(bench, session=first)
+    done(bench, home, first)
+    assert len(home.prefixes) > 10
+    bench.balancer.failed(home)
+    assert len(home.prefixes) == 0
+
+
+def test_a_replica_that_was_started_anew_begins_without_a_cache() -> None:
+    bench = Bench(arm("a", "b"))
+    first = prompt("x" * 4000)
+    done(bench, taken(bench, session=first), first)
+    bench.table(Arm(1, 1.0, (Address("a", "a:2"), Address("b", "b:2"))))
+    assert not any(len(one.prefixes) for one in bench.service.lanes[0].upstreams)
+
+
+def test_who_waited_is_counted_where_it_goes() -> None:
+    bench = Bench(arm("a", "b"), max_in_flight=1)
+    both = [prompt("first" * 300), prompt("second" * 300)]
+    places = [taken(bench, session=one) for one in both]
+    third = prompt("second" * 300)
+    assert bench.acquire(0, session=third) is None
+    held = Held()
+    bench.balancer.wait(bench.service, Waiter(held, bench.lane(0), third, "", 1.0, 1e9, bench.clock.now))
+    done(bench, places[0], both[0])
+    assert held.upstream is places[0] and third.upstream is places[0] and held.upstream.load > 0
+    done(bench, places[0], third)
+    done(bench, places[1], both[1])
+    assert [one.load for one in bench.service.lanes[0].upstreams] == [0.0, 0.0]
+
+
+def test_prompts_of_an_adapter_go_where_it_was_served_lately() -> None:
+    bench = Bench(arm("a", "b", "c", "d"))
+    homes = set()
+    for number in range(8):
+        one = prompt(f"{number} short")
+        one.adapter = "polite"
+        upstream = taken(bench, session=one)
+        homes.add(upstream.id)
+        done(bench, upstream, one)
+    assert len(homes) == 1
+
+
+def test_a_session_stays_on_its_replica_whatever_its_prompts_say() -> None:
+    bench = Bench(arm("a", "b", "c"), affinity=Sticky(name="session"))
+    warm = prompt("y" * 5000)
+    done(bench, taken(bench, session=warm), warm)
+    homes = set()
+    for number in range(6):
+        one = prompt("y" * 5000 + str(number))
+        one.session = b"somebody else"
+        upstream = taken(bench, session=one)
+        homes.add(upstream.id)
+        done(bench, upstream, one)
+    assert len(homes) == 1
+
+
+def test_what_is_written_costs_more_than_what_is_read() -> None:
+    short, long = prompt("hi", max_tokens=1), prompt("hi", max_tokens=500)
+    assert long.decode > 100 * short.decode
+    assert prompt("hi", max_tokens=10**9).decode == prompt("hi", max_tokens=1024).decode
+    assert prompt("hi", max_tokens=10, n=4).decode == 4 * prompt("hi", max_tokens=10).decode
+    assert read_prompt("/v1/embeddings", {"model": "m", "input": ["a"]}, 10).decode == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"nope", b'{"a":', b"\xff"])
+def test_a_body_that_is_no_object_is_told(body: bytes) -> None:
+    with pytest.raises(InvalidInput, match="JSON"):
+        read_document(body)
+
+
+def test_a_body_beyond_the_limit_is_not_cut_into_blocks() -> None:
+    long = read_prompt(CHAT, {"model": "m", "prompt": "x" * (1 << 20)}, 1 << 21)
+    assert long.keys == () and long.tokens > 200_000
+
+
+def test_the_spec_knows_every_balance_and_what_excludes_what() -> None:
+    for balance in BALANCES:
+        requests: dict[str, object] = {"balance": balance}
+        if balance == "affinity":
+            requests["affinity"] = {"name": "session"}
+        assert read("m", {"model": "x", "requests": requests}).requests.balance == balance
+    for requests, words in (
+        ({"balance": "prefixes"}, "did you mean 'prefix'"),
+        ({"balance": "affinity"}, "needs requests.affinity"),
+        ({"balance": "round_robin", "affinity": {"name": "s"}}, "no effect"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            read("m", {"model": "x", "requests": requests})
