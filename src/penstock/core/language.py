@@ -17,6 +17,9 @@ from typing import Literal, Protocol
 from penstock.core.messages import NO_DEADLINE
 from penstock.core.trace import TraceContext
 
+KIND = "language"
+"""Metadata of a signature that a language model has, and no other: its EngineInfo, as JSON."""
+
 # --- what engines speak of ---
 
 
@@ -221,6 +224,7 @@ class Ask:
     adapter: str = ""
     template: str = ""  # a chat template instead of the model's own
     template_arguments: Mapping[str, object] = field(default_factory=dict)
+    add_generation_prompt: bool = True  # the template begins the assistant's answer
     continue_last: bool = False  # the last message is an assistant's beginning, to be continued
     skip_special_tokens: bool = True
     id: str = ""
