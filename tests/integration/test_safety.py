@@ -214,7 +214,7 @@ def routes(running: Any) -> Iterator[tuple[str, str]]:
             yield method.upper(), re.sub(r"\{\w+\}", "same", pattern.replace("{version}", "1"))
 
 
-PUBLIC = {"/", "/docs", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
+PUBLIC = {"/", "/docs", "/livez", "/playground", "/readyz", "/v2/health/live", "/v2/health/ready"}
 
 
 def test_every_route_but_health_and_the_page_needs_the_key(keyed: Any) -> None:

@@ -6,11 +6,6 @@ file without any foreign part; it reads the document, which needs an API key whe
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
-import importlib.resources
-import re
 from collections.abc import Sequence
 
 import orjson
@@ -19,6 +14,8 @@ from penstock.core.door import Door
 from penstock.core.errors import NotFound, NotReady, PenstockError
 from penstock.core.http_status import error_headers, http_status
 from penstock.core.json_body import error_json
+from penstock.core.language import KIND
+from penstock.core.page import page
 from penstock.protocols import CallRoute, HttpProtocol, HttpRequest, HttpResponse, Route
 from penstock.protocols.openapi_http.document import document
 
@@ -59,38 +56,24 @@ class OpenApiHttp:
         return HttpResponse(200, orjson.dumps(document(self._protocols or [self], descriptions)))
 
     async def root(self, http: HttpRequest, door: Door) -> HttpResponse:
-        """KServe's clients look for the status here."""
+        """KServe's clients look for the status here; browsers find the playground where there is a language model."""
         if "text/html" in http.header(b"accept"):
+            if any(_language(door, model) for model in door.models()):
+                return HttpResponse(307, headers=(("Location", "/playground"), ("Vary", "Accept")))
             return await self.page(http, door)
         return HttpResponse(200, orjson.dumps({"status": "alive"}), headers=(("Vary", "Accept"),))
 
     async def page(self, http: HttpRequest, door: Door) -> HttpResponse:
         """The page, allowed to run its own script and to talk to its own server only."""
-        text, policy = _page()
-        headers = (
-            ("Content-Security-Policy", policy),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Referrer-Policy", "no-referrer"),
-            ("Vary", "Accept"),
-        )
+        text, headers = page(__name__)
         return HttpResponse(200, text, "text/html; charset=utf-8", headers)
 
 
-@functools.cache
-def _page() -> tuple[bytes, str]:
-    text = importlib.resources.files(__name__).joinpath("page.html").read_bytes()
-    hashes = {
-        tag: " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(part).digest()).decode()}'"
-            for part in re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), text, re.DOTALL)
-        )
-        for tag in (b"script", b"style")
-    }
-    policy = (
-        f"default-src 'none'; script-src {hashes[b'script']}; style-src {hashes[b'style']}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return text, policy
+def _language(door: Door, model: str) -> bool:
+    try:
+        return KIND in door.signature(model).metadata
+    except (NotFound, NotReady):  # gone since it was listed
+        return False
 
 
 plug = OpenApiHttp()

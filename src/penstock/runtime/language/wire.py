@@ -13,12 +13,11 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from penstock.core.language import Delta, EngineInfo, Generation
+from penstock.core.language import KIND, Delta, EngineInfo, Generation
 from penstock.core.messages import Parameter
 from penstock.core.servable import Signature, Tensors
 from penstock.core.tensor import Array, TensorSpec
 
-KIND = "language"  # metadata of a signature: it is a language model, and this is its EngineInfo
 GENERATION = "generation"
 OPERATION = "operation"
 
