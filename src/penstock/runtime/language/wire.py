@@ -1,6 +1,8 @@
 """What crosses between the server and the worker that holds an engine, as tensors and parameters of a request.
 
 A generation is a stream: its token ids are the input, the rest of it is a parameter; each answer holds one Delta.
+An engine that speaks of whole conversations (`EngineInfo.chats`) gets the Ask in the Generation, and gives Events in
+Deltas; texts to embed are UTF-8 bytes to it instead of token ids.
 Embeddings and scores are plain requests: the ids of all texts one after the other, and the length of each.
 """
 
@@ -13,8 +15,21 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from penstock.core.language import KIND, Delta, EngineInfo, Generation
-from penstock.core.messages import Parameter
+from penstock.core.language import (
+    KIND,
+    Ask,
+    Began,
+    Delta,
+    EngineInfo,
+    Event,
+    Finished,
+    Generation,
+    Reasoning,
+    Text,
+    ToolCallPart,
+    Usage,
+)
+from penstock.core.messages import NO_DEADLINE, Parameter
 from penstock.core.servable import Signature, Tensors
 from penstock.core.tensor import Array, TensorSpec
 
@@ -26,6 +41,11 @@ Operation = Literal["embed", "score"]
 _info = msgspec.json.Decoder(EngineInfo)
 _generation = msgspec.json.Decoder(Generation)
 _delta = msgspec.msgpack.Decoder(Delta)
+_ask = msgspec.json.Decoder(Ask)
+_events: Mapping[str, type[Event]] = {
+    kind.__name__: kind for kind in (Began, Text, Reasoning, ToolCallPart, Finished, Usage)
+}
+_tagged = msgspec.json.Decoder(tuple[str, msgspec.Raw])
 _pack = msgspec.msgpack.Encoder()
 _text = msgspec.json.Encoder()
 
@@ -52,14 +72,20 @@ def info_of(signature: Signature) -> EngineInfo | None:
 def ask(generation: Generation) -> tuple[dict[str, Array], dict[str, Parameter]]:
     """Inputs and parameters of a request for a generation."""
     ids = np.array(generation.token_ids, np.int32)
-    rest = dataclasses.replace(generation, token_ids=())
+    rest = dataclasses.replace(generation, token_ids=(), deadline=_finite(generation.deadline))
     return {"token_ids": ids}, {GENERATION: _text.encode(rest).decode()}
 
 
 def asked(inputs: Tensors, parameters: Mapping[str, Parameter]) -> Generation:
     """The generation that `ask` made inputs and parameters of."""
     rest = _generation.decode(str(parameters[GENERATION]))
-    return dataclasses.replace(rest, token_ids=tuple(inputs["token_ids"].tolist()))
+    return dataclasses.replace(
+        rest, token_ids=tuple(inputs["token_ids"].tolist()), deadline=rest.deadline or NO_DEADLINE
+    )
+
+
+def _finite(deadline: float) -> float:
+    return 0.0 if deadline == NO_DEADLINE else deadline  # JSON knows no infinity
 
 
 def answer(delta: Delta) -> Tensors:
@@ -85,3 +111,26 @@ def listed(inputs: Tensors) -> list[list[int]]:
     ends = np.cumsum(inputs["lengths"]).tolist()
     ids = inputs["token_ids"].tolist()
     return [ids[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def encode_ask(ask: Ask) -> bytes:
+    """What `Generation.ask` holds. The trace stays behind: it goes with the request."""
+    return _text.encode(dataclasses.replace(ask, deadline=_finite(ask.deadline), trace=None))
+
+
+def decode_ask(data: bytes) -> Ask:
+    """The ask that `encode_ask` was given."""
+    ask = _ask.decode(data)
+    ask.deadline = ask.deadline or NO_DEADLINE
+    return ask
+
+
+def encode_event(event: Event) -> bytes:
+    """What `Delta.event` holds."""
+    return _text.encode((type(event).__name__, event))
+
+
+def decode_event(data: bytes) -> Event:
+    """The event that `encode_event` was given."""
+    name, rest = _tagged.decode(data)
+    return msgspec.json.decode(rest, type=_events[name])
