@@ -7,6 +7,8 @@ What both take, found by trying: names of letters, digits and dashes; one rule a
 from __future__ import annotations
 
 from penstock.core.errors import InvalidInput
+from penstock.language.grammars import nodes
+from penstock.language.grammars.emptiness import without_empty_repeats
 from penstock.language.grammars.nodes import (
     NOTHING,
     Characters,
@@ -32,7 +34,7 @@ def write(rules: Rules, root: Node) -> str:
 
     Raises InvalidInput when nothing matches it, or when the text is above the limit.
     """
-    bodies = productive(rules, root)
+    bodies = without_empty_repeats(productive(rules, root))
     lines = [f"root ::= {_text(bodies[''], top=True)}"]
     size = len(lines[0])
     for name, body in bodies.items():
@@ -99,8 +101,6 @@ def _ends(node: Node, ends: set[str]) -> bool:
 
 
 def _pruned(node: Node, ends: set[str]) -> Node:
-    from penstock.language.grammars import nodes
-
     if isinstance(node, Sequence):
         return nodes.sequence(*(_pruned(item, ends) for item in node.items))
     if isinstance(node, Choice):
