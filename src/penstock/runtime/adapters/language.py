@@ -1,7 +1,8 @@
 """Language models: holds one engine (`penstock.runtime.engines`) in a worker, and speaks tokens with it.
 
 Options: `engine` (unset: the most preferred that fits), `context_tokens`, `max_running`, `kv_cache_bytes`, `dtype`,
-`prefix_cache`, `cache` (folder of converted models), `lora.NAME = PATH`; every other one is the engine's own.
+`prefix_cache`, `cache` (folder of converted models), `memory_check` (false loads what does not seem to fit),
+`lora.NAME = PATH`; every other one is the engine's own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from penstock.core.messages import Parameter
 from penstock.core.servable import LoadContext, Servable, Tensors
 from penstock.language import files
 from penstock.runtime.engines import Engine, EngineContext
-from penstock.runtime.language import wire
+from penstock.runtime.language import fit, wire
 from penstock.runtime.language.choice import choose
 
 _LORA = "lora."
@@ -84,12 +85,18 @@ class LanguageAdapter:
         except InvalidInput as error:
             raise LoadError(error.message) from error
         plug = choose(found, context.device, str(context.options.get("engine", "")))
-        return LanguageServable(plug.load(found, engine_context(context)))
+        asked = engine_context(context)
+        if context.options.get("memory_check", True):
+            asked = fit.fitted(found, asked, plug.name)
+        return LanguageServable(plug.load(found, asked))
 
 
 def engine_context(context: LoadContext) -> EngineContext:
     """What the engine is told. Raises: LoadError for an option of ours that cannot be read."""
-    own = {"engine", "context_tokens", "max_running", "kv_cache_bytes", "dtype", "prefix_cache", "cache", "session"}
+    own = {
+        "engine", "context_tokens", "max_running", "kv_cache_bytes", "dtype", "prefix_cache", "cache", "session",
+        "memory_check",
+    }  # fmt: skip
     options = context.options
     numbers: dict[str, int | None] = {}
     for name in ("context_tokens", "max_running", "kv_cache_bytes"):
