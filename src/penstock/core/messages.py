@@ -49,6 +49,7 @@ class Request:
     timings: Timings = field(default_factory=Timings)
     trace: TraceContext | None = None  # what the caller sent of its trace; `span_id` is the parent of the model's spans
     caller: str = ""  # whose key came with it; "" is nobody in particular
+    internal: bool = False  # made inside the server (of a language model); never of what came over a wire
 
 
 @dataclass(slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from penstock.core.errors import InvalidInput
+from penstock.core.errors import InvalidInput, Unsupported
+from penstock.core.language import KIND
 from penstock.core.messages import Request
 from penstock.core.servable import Signature
 from penstock.core.tensor import NUMPY_OF
@@ -17,11 +18,14 @@ class RequestCheck:
         self._inputs = {spec.name: spec for spec in signature.inputs}
         self._required = {spec.name for spec in signature.inputs if not spec.optional}
         self._outputs = {spec.name for spec in signature.outputs}
+        self._language = KIND in signature.metadata  # only the server itself speaks with its engine
         self._batchable = signature.batchable
         self._dynamic = not signature.inputs
         # A model with one input whose rows have one shape: the usual case, and then every request has the same key.
         self._only = signature.inputs[0] if len(signature.inputs) == 1 and self._required else None
-        if self._only is not None and (not signature.batchable or any(size < 0 for size in self._only.shape[1:])):
+        if self._only is not None and (
+            self._language or not signature.batchable or any(size < 0 for size in self._only.shape[1:])
+        ):
             self._only = None
         if self._only is not None:
             self._only_dtype = NUMPY_OF[self._only.datatype]
@@ -32,6 +36,7 @@ class RequestCheck:
 
         Raises:
             InvalidInput: a missing or unknown tensor, a datatype or shape that does not fit, inputs of unequal rows.
+            Unsupported: it is of a language model, and came over a wire as tensors.
         """
         inputs = request.inputs
         only = self._only
@@ -49,6 +54,14 @@ class RequestCheck:
 
     def _slow(self, request: Request) -> tuple[Hashable, int]:
         inputs = request.inputs
+        if self._language:
+            if request.internal:
+                return None, 1
+            raise Unsupported(
+                f"'{request.model}' is a language model and takes text, not tensors; ask /v1/chat/completions, "
+                f'/v1/completions or /v1/embeddings with "model": "{request.model}", or '
+                f"/v2/models/{request.model}/generate"
+            )
         if self._outputs and (unknown := [name for name in request.outputs if name not in self._outputs]):
             raise InvalidInput(f"no output '{unknown[0]}'; the model has {_listed(self._outputs)}")
         if not self._dynamic:

@@ -13,6 +13,7 @@ from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 from penstock.runtime.fronts.wire import Table
 from penstock.runtime.inference import Inference
+from penstock.runtime.language.figures import Spoken
 from penstock.runtime.language.session import Sessions
 from penstock.runtime.manager import Manager
 from penstock.runtime.tracing import Tracing
@@ -55,7 +56,7 @@ class Engine:
         self._metrics = metrics
         self._set_logging = set_logging
         self._inference = Inference()
-        self._sessions = Sessions(self)
+        self._sessions = Sessions(self, self.note_spoken)
         self._change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # --- inference ---
@@ -79,6 +80,9 @@ class Engine:
     async def language(self, model: str, version: str = "") -> LanguageModel:
         """See `core.door.Door.language`."""
         return await self._sessions.open(model, version)
+
+    def note_spoken(self, spoken: Spoken) -> None:
+        """Takes what a request to a language model came to, in this process or another front."""
 
     # --- what is here ---
 
@@ -114,6 +118,7 @@ class Engine:
     def note_change(self) -> None:
         """To be called when a version came or went, or the server begins to stop."""
         self._tracing.keep(self._manager.known())
+        self._sessions.prune()
         self._use_tracing()
         change, self._change = self._change, asyncio.get_running_loop().create_future()
         if not change.done():

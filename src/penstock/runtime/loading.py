@@ -82,12 +82,12 @@ async def load(
             work = bring_up(loaded, door)
         else:
             work = _Loading(loaded, cores, occupancy, serial, on_change).run(whole)
-        await asyncio.wait_for(work, wished.options.load_timeout_s)
+        await asyncio.wait_for(work, loaded.options.load_timeout_s)
     except TimeoutError:
         await loaded.free(0.0)
         raise LoadError(
             f"model '{loaded.name}' version {loaded.number} was not ready after load_timeout_s = "
-            f"{wished.options.load_timeout_s:g} s"
+            f"{loaded.options.load_timeout_s:g} s"
         ) from None
     except BaseException:
         await loaded.free(0.0)

@@ -19,6 +19,7 @@ from penstock.runtime.batching.policy import BatchLimits
 from penstock.runtime.checking import RequestCheck
 from penstock.runtime.graphs.contract import GraphCheck
 from penstock.runtime.graphs.executor import GraphExecutor
+from penstock.runtime.language.defaults import LANGUAGE, for_language
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.warm_up import Findings
 from penstock.runtime.workers.inline import InlineExecutor
@@ -54,7 +55,7 @@ class LoadedVersion:
     def __init__(self, wished: WishedModel, version: WishedVersion, metrics: ModelMetrics) -> None:
         self.name = wished.options.name
         self.number = version.number
-        self.options = wished.options
+        self.options = for_language(wished.options) if wished.adapter == LANGUAGE else wished.options
         self.adapter = wished.adapter
         self.path = version.path
         self.metrics = metrics

@@ -232,8 +232,10 @@ class Batcher:
                 if lanes.size:
                     self._wait_for_delay()
                 break
-            self._dispatch(free[0], entries, release, now)
-            if lanes.size and isinstance(free[0], InlineExecutor):
+            # Streams go where most slots are free: several share one worker, and it is the slower for each.
+            chosen = max(free, key=_slots) if entries[0].stream and len(free) > 1 else free[0]
+            self._dispatch(chosen, entries, release, now)
+            if lanes.size and isinstance(chosen, InlineExecutor):
                 self._schedule()  # let the loop read and write sockets between two batches
                 break
         if lanes.dropped:
@@ -451,3 +453,7 @@ class Batcher:
             self._fail(entry, self._admission.too_much())
         if self._lanes.size or self._running:
             self._watch()
+
+
+def _slots(executor: Executor | InlineExecutor) -> int:
+    return executor.free_slots

@@ -58,6 +58,8 @@ class Gate(wire.Link[wire.ToEngine]):
         elif isinstance(message, wire.Observed):
             if (loaded := self._engine.loaded(message.model, message.version)) is not None:
                 loaded.metrics.absorb(message.requests, message.batches, message.failures)
+        elif isinstance(message, wire.Observation):
+            self._engine.note_spoken(message.spoken)
         elif isinstance(message, wire.Figures):
             self.figures = message
             self._count_copies(message.copies)
@@ -108,6 +110,8 @@ class Gate(wire.Link[wire.ToEngine]):
             message.priority,
             Timings(received=message.received),
             message.trace,
+            message.caller,
+            message.internal,
         )
         if message.stream:
             self._wanted[message.id] = asyncio.Semaphore(0)

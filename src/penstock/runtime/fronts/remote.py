@@ -42,7 +42,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         self._table = wire.Table(False, False, [], [], [], {}, {})
         self.copies = Copies(self.send)
         self._inference = Inference()
-        self._sessions = Sessions(self)
+        self._sessions = Sessions(self, lambda spoken: self.send(wire.Observation(spoken)))
         self._next_id = 0
         self._change: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -79,6 +79,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         elif isinstance(message, wire.Table):
             self._table = message
             self.copies.follow(message)
+            self._sessions.prune()
             self._note_change()
             if message.stopping:
                 self.on_stopping()
@@ -279,6 +280,7 @@ def _infer(id: int, request: Request, payload: frame.Payload, *, stream: bool) -
     return wire.Infer(
         id, request.model, request.version, request.id, wire.plain(request.parameters), request.outputs,
         request.deadline, request.priority, request.timings.received, payload.heads, stream, request.trace,
+        request.internal, request.caller,
     )  # fmt: skip
 
 

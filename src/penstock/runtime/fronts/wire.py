@@ -21,6 +21,7 @@ from penstock.core.messages import Parameter, Timings
 from penstock.core.servable import Tensors
 from penstock.core.trace import RequestTrace, TraceContext
 from penstock.runtime.keys import ApiKey
+from penstock.runtime.language.figures import Spoken
 from penstock.runtime.version import InlineCopy
 from penstock.runtime.workers import frame
 from penstock.runtime.workers.frame import TensorHead
@@ -48,6 +49,8 @@ class Infer(msgspec.Struct, frozen=True, array_like=True, tag=1):
     tensors: list[TensorHead]
     stream: bool = False
     trace: TraceContext | None = None
+    internal: bool = False
+    caller: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -95,6 +98,12 @@ class Told(msgspec.Struct, frozen=True, array_like=True, tag=8):
     """To the engine, after `Tell`: everything observed until then has been sent."""
 
     id: int
+
+
+class Observation(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """To the engine: what a request to a language model came to."""
+
+    spoken: Spoken
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag=6):
@@ -171,7 +180,7 @@ class Drain(msgspec.Struct, frozen=True, array_like=True, tag=22):
     grace_s: float
 
 
-ToEngine = Infer | Cancel | Take | Call | Figures | Started | Observed | Told
+ToEngine = Infer | Cancel | Take | Call | Figures | Started | Observed | Told | Observation
 ToFront = Answer | End | Problem | Reply | Table | Setup | Tell | Drain
 
 Incoming = TypeVar("Incoming")

@@ -1,0 +1,161 @@
+"""One choice of an answer: the tokens of its engine become text, thoughts and tool calls, up to what ends it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.core.language import (
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Reasoning,
+    Text,
+    TextToken,
+    TokenLogprob,
+    ToolCallPart,
+)
+from penstock.language.detokenise import Detokeniser
+from penstock.language.stop import StopStrings
+from penstock.language.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a piece of text is made of, in this order: thoughts, then visible text, then calls."""
+
+    reasoning: str = ""
+    text: str = ""
+    calls: Sequence[ToolCallPart] = ()
+
+
+class Reader(Protocol):
+    """Tells thoughts and tool calls from visible text. `called` once a whole tool call was read."""
+
+    called: bool
+
+    def feed(self, text: str) -> Parts: ...
+
+    def finish(self) -> Parts: ...
+
+
+class ChoiceText:
+    """Deltas in, events out. `ended` once its Finished was given: what still comes is nobody's."""
+
+    def __init__(
+        self,
+        choice: int,
+        tokenizer: Tokenizer,
+        *,
+        ends: frozenset[int],
+        stop: Sequence[str] = (),
+        stop_ids: frozenset[int] = frozenset(),
+        include_stop: bool = False,
+        skip_special: bool = True,
+        shown: frozenset[int] = frozenset(),
+        continues: bool = False,
+        logprobs: bool = False,
+        reader: Reader | None = None,
+    ) -> None:
+        self.choice = choice
+        self.ended = False
+        self.tokens = 0
+        self.text_parts: list[str] = []  # of the visible text, for whoever checks it whole
+        self.reasoning_tokens = 0
+        self._tokenizer = tokenizer
+        self._detokeniser = Detokeniser(tokenizer, skip_special, shown=shown, continues=continues)
+        self._stops = StopStrings(stop, include_stop)
+        self._ends = ends
+        self._stop_ids = stop_ids
+        self._include_stop = include_stop
+        self._reader = reader
+        self._logprobs = logprobs
+        self._spelt = 0  # characters that were made of tokens
+        self._let_through = 0  # of these, those that no stop string can be of
+        self._waiting: deque[tuple[int, TextToken]] = deque()  # tokens with where their text ends
+
+    def feed(self, delta: Delta) -> list[Event]:
+        """The events of one delta."""
+        ids = delta.token_ids
+        self.tokens += len(ids)
+        reason = delta.finish_reason
+        met: int | None = None
+        if reason == "stop" and ids and ids[-1] in self._stop_ids:
+            met = ids[-1]
+        if reason == "stop" and ids and ids[-1] in self._ends and not self._include_stop:
+            ids = ids[:-1]
+        text = self._spell(ids, delta.logprobs) if self._logprobs else self._detokeniser.feed_all(ids)
+        if reason:
+            text += self._detokeniser.finish()
+        shown = self._stops.feed(text) if text else ""
+        stopped = self._stops.met
+        if reason and stopped is None:
+            shown += self._stops.finish()
+        self._let_through += len(shown)
+        final = bool(reason) or stopped is not None
+        events: list[Event] = []
+        self._read(shown, len(ids), final, events)
+        if final:
+            self.ended = True
+            called = self._reader is not None and self._reader.called
+            how: FinishReason = "stop" if stopped is not None else reason  # type: ignore[assignment]
+            if called and how == "stop":
+                how = "tool_calls"
+            events.append(Finished(self.choice, how, stopped if stopped is not None else met))
+        return events
+
+    def _read(self, shown: str, count: int, final: bool, events: list[Event]) -> None:
+        reader = self._reader
+        if reader is None:
+            text = shown
+        else:
+            parts = reader.feed(shown) if shown else Parts()
+            if final:
+                last = reader.finish()
+                parts = Parts(parts.reasoning + last.reasoning, parts.text + last.text, (*parts.calls, *last.calls))
+            if parts.reasoning:
+                self.reasoning_tokens += count
+                events.append(Reasoning(self.choice, parts.reasoning))
+            text = parts.text
+        if self._logprobs:
+            tokens = self._ready(final)
+            if text or (tokens and reader is None):
+                events.append(Text(self.choice, text, tokens))
+        elif text:
+            events.append(Text(self.choice, text))
+        if text:
+            self.text_parts.append(text)
+        if reader is not None and parts.calls:
+            events += parts.calls
+
+    def _spell(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> str:
+        texts = []
+        for place, token in enumerate(ids):
+            text = self._detokeniser.feed(token)
+            texts.append(text)
+            self._spelt += len(text)
+            if place < len(logprobs):
+                self._waiting.append((self._spelt, text_token(self._detokeniser, logprobs[place])))
+        return "".join(texts)
+
+    def _ready(self, final: bool) -> tuple[TextToken, ...]:
+        """Tokens whose text was let through; at the end, all but those that begin beyond the stop string."""
+        ready = []
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= self._let_through:
+            ready.append(waiting.popleft()[1])
+        if final:
+            waiting.clear()
+        return tuple(ready)
+
+
+def text_token(detokeniser: Detokeniser, found: TokenLogprob) -> TextToken:
+    """A token with its log-probabilities, spelt."""
+    text, raw = detokeniser.spell(found.token_id)
+    return TextToken(
+        found.token_id, text, raw, found.logprob,
+        tuple((token, *detokeniser.spell(token), logprob) for token, logprob in found.top),
+    )  # fmt: skip
