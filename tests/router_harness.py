@@ -236,6 +236,14 @@ class Rig:
             if upstream.in_flight
         }
         assert not leaked, f"places that were not given back: {leaked}"
+        loads = [
+            upstream.load
+            for service in self.balancer.services.values()
+            for lane in service.lanes
+            for upstream in lane.upstreams
+            if upstream.load > 1e-6
+        ]
+        assert not loads, f"work that is believed to be left for ever: {loads}"
         present = {
             (name, lane.revision): lane.meter.present
             for name, service in self.balancer.services.items()

@@ -22,7 +22,7 @@ def upstreams(count: int) -> list[Upstream]:
 
 def prompt(path: str, output: float = 100.0) -> Prompt:
     text = b"".join(letter.encode() * BLOCK_BYTES for letter in path)
-    return Prompt("chat", block_keys(text), text[:16] or b"-", len(text) / 4, output)
+    return Prompt(block_keys(text), text[:16] or b"-", len(text) / 4, output)
 
 
 @given(
@@ -68,7 +68,7 @@ def test_the_guard_holds_and_no_load_is_left_behind(count: int, steps: list[tupl
 def test_prompts_with_nothing_in_common_are_spread_evenly_by_their_work() -> None:
     replicas, dice = upstreams(4), random.Random(1)
     for number in range(400):
-        asked = Prompt("chat", (number,), b"%d" % number, dice.choice([10, 100, 4000]), 100.0)
+        asked = Prompt((number,), b"%d" % number, dice.choice([10, 100, 4000]), 100.0)
         chosen = choose(replicas, asked, 0.0)
         assert chosen is not None
         enter(chosen, asked, 0.0)

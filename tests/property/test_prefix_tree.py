@@ -23,20 +23,18 @@ def test_what_is_kept_is_closed_bounded_and_found(
     steps: list[tuple[str, float, int | None]], most: int, asked: str
 ) -> None:
     prefixes, now, every = Prefixes(most, longest_s=60.0), 0.0, {""}
-    for path, passed, shortened in steps:
+    for path, passed, learnt in steps:
         now += passed
         every |= {path[:end] for end in range(len(path) + 1)}
-        if shortened is None:
+        if learnt is None:
             prefixes.use(keys(path), now)
-            assert prefixes.match(keys(path), now) == min(len(path), most), "what was just used is there"
+            assert prefixes.match(keys(path), now) == min(len(path), prefixes._most), "what was just used is there"
         else:
-            prefixes.shorten(keys(path), shortened)
-            assert prefixes.match(keys(path), now) <= shortened
-        assert len(prefixes) <= most
+            prefixes.learn(len(path), learnt)
+        assert len(prefixes) <= prefixes._most <= most
     there = {path for path in every if path and prefixes.match(keys(path), now) == len(path)}
-    if all(shortened is None for _, _, shortened in steps):
-        expired = sum(1 for used in prefixes._used.values() if used <= now - 60.0)
-        assert len(prefixes) - expired == len(there), "a block is kept without the one before it, and cannot match"
+    expired = sum(1 for used in prefixes._used.values() if used <= now - 60.0)
+    assert len(prefixes) - expired == len(there), "a block is kept without the one before it, and cannot match"
     longest = max((end for end in range(1, len(asked) + 1) if asked[:end] in there), default=0)
     assert prefixes.match(keys(asked), now) == longest
 

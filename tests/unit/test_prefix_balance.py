@@ -8,6 +8,7 @@ from test_router_balancer import Bench, Held
 from penstock.core.errors import InvalidInput
 from penstock.fleet.router.lanes import Upstream, Waiter
 from penstock.fleet.router.prefix_choice import leave
+from penstock.fleet.router.prefixes import Prefixes
 from penstock.fleet.router.prompts import Prompt, read_document, read_prompt
 from penstock.fleet.routes import Arm
 from penstock.fleet.routes import Upstream as Address
@@ -76,6 +77,22 @@ def test_a_replica_that_failed_is_believed_to_have_lost_its_cache() -> None:
     assert len(home.prefixes) > 10
     bench.balancer.failed(home)
     assert len(home.prefixes) == 0
+
+
+def test_a_replica_that_says_it_had_nothing_is_believed_to_keep_less() -> None:
+    prefixes = Prefixes(1000)
+    for number in range(900):
+        prefixes.use((number,), 0.0)
+    prefixes.learn(10, 0)
+    assert len(prefixes) == 675 and prefixes.match((899,), 1.0) == 1 and not prefixes.match((100,), 1.0)
+    for _ in range(40):
+        prefixes.learn(10, 0)
+    assert len(prefixes) == 64
+    for _ in range(200):
+        prefixes.learn(10, 9)
+    for number in range(2000):
+        prefixes.use((number,), 900.0)
+    assert len(prefixes) == 1000
 
 
 def test_a_replica_that_was_started_anew_begins_without_a_cache() -> None:
@@ -155,7 +172,7 @@ def test_the_spec_knows_every_balance_and_what_excludes_what() -> None:
     for requests, words in (
         ({"balance": "prefixes"}, "did you mean 'prefix'"),
         ({"balance": "affinity"}, "needs requests.affinity"),
-        ({"balance": "round_robin", "affinity": {"name": "s"}}, "no effect"),
+        ({"balance": "round_robin", "affinity": {"name": "s"}}, "without an effect"),
     ):
         with pytest.raises(InvalidInput, match=words):
             read("m", {"model": "x", "requests": requests})

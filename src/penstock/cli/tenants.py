@@ -28,6 +28,12 @@ def tenants(
     weight: Annotated[
         float | None, typer.Option("--weight", metavar="NUMBER", help="Share where requests wait [default: 1].")
     ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option("--tokens-per-minute", metavar="NUMBER", help="Of language models, prompt and output.")
+    ] = None,
+    tokens_per_day: Annotated[
+        int | None, typer.Option("--tokens-per-day", metavar="NUMBER", help="Of language models; days of UTC.")
+    ] = None,
     deployment: Annotated[
         list[str] | None, typer.Option("--deployment", metavar="NAME", help="May call only this one; several times.")
     ] = None,
@@ -44,7 +50,7 @@ def tenants(
     platform = connect(fleet)
     limits = {
         "rate": rate, "burst": burst, "quota": quota, "quota_period_s": quota_period_s, "weight": weight,
-        "deployments": deployment,
+        "deployments": deployment, "tokens_per_minute": tokens_per_minute, "tokens_per_day": tokens_per_day,
     }  # fmt: skip
     if name is None and (delete or _given(limits)):
         raise InvalidInput("which tenant? Write its NAME too")
@@ -66,6 +72,7 @@ def tenants(
         {
             "tenant": one.name, "rate": one.rate, "burst": one.burst, "quota": one.quota,
             "period s": one.quota_period_s, "weight": one.weight, "deployments": ", ".join(one.deployments) or "all",
+            "tokens/min": one.tokens_per_minute, "tokens/day": one.tokens_per_day,
         }
         for one in known.values()
         if name in (None, one.name)

@@ -117,3 +117,5 @@ class TenantStatus(msgspec.Struct, frozen=True):
     weight: float = 1.0
     deployments: tuple[str, ...] = ()
     key: str = ""
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None

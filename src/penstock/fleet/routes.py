@@ -74,6 +74,8 @@ class Tenant(msgspec.Struct, frozen=True):
     quota_period_s: float = 86400.0
     weight: float = 1.0  # its share where requests wait: weighted fair queueing
     deployments: tuple[str, ...] = ()  # () is all
+    tokens_per_minute: int | None = None  # of language models: prompt and output
+    tokens_per_day: int | None = None  # days as UTC has them
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -117,6 +119,7 @@ class Report(msgspec.Struct, frozen=True):
     loads: tuple[Load, ...] = ()
     failing: tuple[str, ...] = ()
     quota_used: dict[str, int] = {}  # by tenant, since its last report
+    tokens_used: dict[str, int] = {}  # of language models, by tenants with a number per day
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -125,3 +128,4 @@ class Reply(msgspec.Struct, frozen=True):
 
     exhausted: dict[str, float] = {}
     shares: dict[str, float] = {}
+    tokens_exhausted: dict[str, float] = {}  # as `exhausted`, of tokens per day

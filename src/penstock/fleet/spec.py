@@ -278,7 +278,7 @@ def _problems(wish: Deployment) -> Iterator[str]:
     if requests.balance == "affinity" and requests.affinity is None:
         yield "requests.balance: affinity needs requests.affinity, which says how sessions are told apart"
     if requests.affinity is not None and requests.balance not in ("auto", "affinity"):
-        yield f"requests.affinity keeps sessions on a replica; requests.balance {requests.balance} would leave it no effect"
+        yield f"requests.balance {requests.balance} leaves requests.affinity without an effect; take affinity or auto"
     if traffic.shadow is not None and not 0 < traffic.shadow.share <= 1:
         yield "traffic.shadow.share is above 0 and at most 1"
     if not wish.scaling:

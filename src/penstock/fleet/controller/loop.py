@@ -109,13 +109,22 @@ class Controller:
         if any((record := self.records.get(name)) and not record.size for name in waits(report)):
             self._urgent = True
             self._wake.set()
-        rated = {name for name, tenant in self.tenants.items() if tenant.rate is not None}
+        rated = {
+            name for name, tenant in self.tenants.items()
+            if tenant.rate is not None or tenant.tokens_per_minute is not None
+        }  # fmt: skip
         shares = self._shares.of(report.router, report.quota_used, rated, self.tables.live(), now)
         limited = {name: tenant for name, tenant in self.tenants.items() if tenant.quota is not None}
-        if not limited:
-            return Reply({}, shares)
-        used = {name: count for name, count in report.quota_used.items() if name in limited and count > 0}
-        return Reply(await self.call(tenants.use_quotas, self.store, used, limited, now), shares)
+        daily = {name: tenant for name, tenant in self.tenants.items() if tenant.tokens_per_day is not None}
+        exhausted: dict[str, float] = {}
+        tokens: dict[str, float] = {}
+        if limited:
+            used = {name: count for name, count in report.quota_used.items() if name in limited and count > 0}
+            exhausted = await self.call(tenants.use_quotas, self.store, used, limited, now)
+        if daily:
+            used = {name: count for name, count in report.tokens_used.items() if name in daily and count > 0}
+            tokens = await self.call(tenants.use_tokens, self.store, used, daily, now)
+        return Reply(exhausted, shares, tokens)
 
     async def after(self, version: int, timeout_s: float) -> int:
         """The fleet's version, once it is later than that one or `timeout_s` is over."""

@@ -29,6 +29,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota_period_s: float = 86400.0
     weight: float = 1.0
     deployments: tuple[str, ...] = ()
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,10 @@ def _limits(document: dict[str, object]) -> Limits:
         raise InvalidInput(f"burst is {limits.burst}; at least 1")
     if limits.quota is not None and not 0 <= limits.quota <= 10**15:
         raise InvalidInput(f"quota is {limits.quota}; at least 0, or left out for none")
+    for name in ("tokens_per_minute", "tokens_per_day"):
+        tokens = getattr(limits, name)
+        if tokens is not None and not 1 <= tokens <= 10**15:
+            raise InvalidInput(f"{name} is {tokens}; at least 1, or left out for no limit")
     if not 1 <= limits.quota_period_s <= 366 * 86400:
         raise InvalidInput(f"quota_period_s is {limits.quota_period_s:g}; 1 s to 366 days")
     if not 1e-6 <= limits.weight <= 1e6:

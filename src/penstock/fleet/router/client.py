@@ -322,7 +322,7 @@ class ClientConnection(asyncio.Protocol):
     def fail(self, error: PenstockError, request: Head, *, more: bytes = b"") -> None:
         """Writes an error as the answer."""
         connection = self._connection_line(request)
-        _, data = error_answer(error, more=more + connection)
+        _, data = error_answer(error, request.path, more=more + connection)
         self.write(data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if request.method == b"HEAD" else data)
         self._answered()
 
@@ -439,7 +439,8 @@ class ClientConnection(asyncio.Protocol):
         self._stop(plain_error(status, message, more=self._error_line(status) + b"Connection: close\r\n"), str(status))
 
     def _refuse_with(self, error: PenstockError) -> None:
-        self._stop(error_answer(error, more=b"Connection: close\r\n")[1], type(error).__name__)
+        path = "" if self._head is None else self._head.path
+        self._stop(error_answer(error, path, more=b"Connection: close\r\n")[1], type(error).__name__)
 
     def _error_line(self, status: int) -> bytes:
         name = {413: b"TooLarge", 431: b"TooLarge", 504: b"DeadlineExceeded"}.get(status, b"InvalidInput")

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from penstock.fleet.router.answer_head import AnswerHead
     from penstock.fleet.router.client import ClientConnection
     from penstock.fleet.router.front import HttpFront
-    from penstock.fleet.router.lanes import Lane, Service, Upstream
+    from penstock.fleet.router.lanes import Key, Lane, Service, Upstream
     from penstock.fleet.router.request_head import Head
+    from penstock.fleet.router.talk import Talk
     from penstock.fleet.router.upstream import UpstreamConnection
 
 _NEVER_SEEN = (b"NotReady", b"Overloaded")  # errors that a runtime gives before any user code
@@ -44,14 +45,15 @@ class Exchange:
     __slots__ = (
         "_answering", "_began", "_beside", "_body", "_chunked", "_client", "_connection", "_deadline",
         "_front", "_hedge", "_hedge_timer", "_lane", "_pending", "_plan", "_request", "_service", "_session", "_slot",
-        "_started", "_streams", "_tenant", "_tries", "_upload_over", "_waiter", "_weight", "head_only", "over",
+        "_started", "_streams", "_talk", "_tenant", "_tries", "_upload_over", "_waiter", "_weight", "head_only", "over",
     )  # fmt: skip
 
     def __init__(
         self, front: HttpFront, client: ClientConnection, request: Head, plan: Plan, body: bytes, streams: bool,
-        began: float, tenant: str = "", weight: float = 1.0,
+        began: float, tenant: str = "", weight: float = 1.0, talk: Talk | None = None,
     ) -> None:  # fmt: skip
-        """`streams`: `body` is the first part only. `began`: when the first byte came (the loop's time)."""
+        """`streams`: `body` is the first part only. `began`: when the first byte came (the loop's time). `talk`: it is
+        for a language model."""
         assert plan.service is not None
         self._front = front
         self._client = client
@@ -69,7 +71,8 @@ class Exchange:
         self._pending = 0  # connecting tasks
         self._waiter: Waiter | None = None
         self._lane: Lane | None = None  # of the arm that it was given
-        self._session: bytes | None = None
+        self._session: Key = None
+        self._talk = talk
         self._beside: Beside | None = None
         self._hedge_timer: asyncio.TimerHandle | None = None
         self._tries = 0
@@ -94,6 +97,10 @@ class Exchange:
             body = b"" if self._streams else self._body
             self._beside = Beside(front, self._request, plan, body, self._began)
             self._lane, self._session = self._beside.lane, self._beside.session
+        talk = self._talk
+        if talk is not None and talk.balanced:
+            talk.prompt.session = self._beside.session if self._beside is not None else None
+            self._session = talk.prompt
         upstream = front.balancer.acquire(service, self._lane, now, self._session)
         if upstream is not None:
             self._send(upstream)
@@ -238,7 +245,10 @@ class Exchange:
         lane = upstream.lane
         if len(lane.upstreams) < 2 or not self._may_repeat():
             return False
-        other = front.balancer.acquire(self._service, self._lane, front.clock(), None, upstream, again=True)
+        other = front.balancer.acquire(
+            self._service, self._lane, front.clock(), self._session if self._talk is not None else None, upstream,
+            again=True,
+        )  # fmt: skip
         if other is None:
             return False
         lane.tally.retries += 1
@@ -264,6 +274,11 @@ class Exchange:
         else:
             length = b"Content-Length: %d\r\n" % len(body)
         self.over = True
+        talk = self._talk
+        if talk is not None:
+            talk.answers(head.status)
+            talk.pieces((body,))
+            talk.over()
         front = self._front
         front.deadlines.discard(self, self._slot)
         self._client.finish(b"%b%b%b" % (head.start, length, more), body, self._request)
@@ -283,6 +298,8 @@ class Exchange:
         more = lane.stamp if self._beside is None else self._beside.stamp(lane)
         self._started = True
         self._answering = head.status
+        if self._talk is not None:
+            self._talk.answers(head.status)
         request = self._request
         if head.length is not None:
             framing = b"Content-Length: %d\r\n" % head.length
@@ -301,6 +318,8 @@ class Exchange:
         """More of the answer's body."""
         if self._beside is not None:
             self._beside.pieces(pieces)
+        if self._talk is not None:
+            self._talk.pieces(pieces)
         client = self._client
         if self._chunked:
             client.write(chunk(pieces))
@@ -399,6 +418,8 @@ class Exchange:
 
     def _close(self) -> None:
         self.over = True
+        if self._talk is not None:
+            self._talk.over()
         self._front.deadlines.discard(self, self._slot)
         if self._hedge_timer is not None:
             self._hedge_timer.cancel()

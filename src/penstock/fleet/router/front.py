@@ -21,6 +21,7 @@ from penstock.fleet.router.follower import Follower
 from penstock.fleet.router.hooks import Hooks
 from penstock.fleet.router.http_options import HttpOptions
 from penstock.fleet.router.lanes import Upstream
+from penstock.fleet.router.language import Language
 from penstock.fleet.router.own import PROBES, OwnPaths, wall_clock
 from penstock.fleet.router.plan import Plan, plan
 from penstock.fleet.router.request_head import Head, HeadReader
@@ -64,6 +65,7 @@ class HttpFront:
         self.refused: dict[str, int] = {}  # by reason: a closed set
         self.errors: dict[tuple[str, str], int] = {}  # answers of the router's own, by deployment and type
         self._own = OwnPaths(self)
+        self.language = Language(self)
         self._connections: set[ClientConnection] = set()
         self._serving = 0
         self._empty = asyncio.Event()
@@ -192,6 +194,8 @@ class HttpFront:
         """What answers a request; it is begun by the caller."""
         if made.own is not None:
             return OwnCall(self, client, head, made.own, body)
+        if made.language:
+            return self.language.call(client, head, made, body, streams, began)
         tenant, weight = "", 1.0
         error = made.error
         if self.hooks.tenants.required:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _JSON: Final = "application/json"
 _INDEX: Final = "/v2/repository/index"
+_MODEL: Final = re.compile(r"/v1/models/[^/:]+")
 _FEEDBACK: Final = re.compile(r"/(?:v2/models|endpoints)/([a-z0-9][-a-z0-9_.]{0,62})/feedback")
 PROBES: Final = PUBLIC_PATHS | {"/livez", "/readyz"}
 """Paths that need no key."""
@@ -41,7 +42,11 @@ class OwnPaths:
                 return self._metrics
             if path in PROBES:
                 return self._live if path.endswith(("live", "livez")) else self._ready
+            if path == "/v1/models":
+                return self._language_models
             return self._server if path == "/v2" else self._models
+        if method == b"GET" and _MODEL.fullmatch(path) and self._front.balancer.table.by_name(path[11:]) is None:
+            return self._language_model  # an adapter's name, perhaps
         if path == _INDEX or _FEEDBACK.fullmatch(path):
             if method != b"POST":
                 raise Unsupported(f"{path} answers POST")
@@ -62,6 +67,20 @@ class OwnPaths:
 
     def _models(self, head: Head, body: bytes) -> Said:
         return 200, orjson.dumps({"models": self._callable(head)}), _JSON
+
+    async def _language_models(self, head: Head, body: bytes) -> Said:
+        """OpenAI's list. `models` are all deployments, whatever they are."""
+        tenant = self._front.authenticate(head)
+        found = await self._front.language.models(tenant)
+        return 200, orjson.dumps({"object": "list", "data": found, "models": self._callable(head)}), _JSON
+
+    async def _language_model(self, head: Head, body: bytes) -> Said:
+        name = head.path.removeprefix("/v1/models/")
+        found = await self._front.language.models(self._front.authenticate(head))
+        for model in found:
+            if model["id"] == name:
+                return 200, orjson.dumps(model), _JSON
+        raise NotFound(f"there is no model {name[:256]!r}")
 
     def _index(self, head: Head, body: bytes) -> Said:
         """The deployments as models, READY where a request finds a replica, or wakes one."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from penstock.core.errors import InvalidInput, NotFound, PenstockError
 from penstock.fleet.router.chunked import LAST, chunk
+from penstock.fleet.router.language_paths import for_language, named_in_body
 from penstock.fleet.router.request_head import Head
 from penstock.fleet.router.table import CompiledTable
 
@@ -30,8 +31,8 @@ class Plan:
     """Either `error`, `service` or `own` says what to do. Immutable once it is made."""
 
     __slots__ = (
-        "counted", "error", "own", "plain", "ready", "ready_probe", "repeatable", "service", "start", "table",
-        "timeout_s",
+        "counted", "error", "language", "own", "plain", "plans", "ready", "ready_probe", "repeatable", "service",
+        "start", "table", "timeout_s",
     )  # fmt: skip
 
     def __init__(self, table: CompiledTable, head: Head, service: Service | None, error: PenstockError | None) -> None:
@@ -46,6 +47,8 @@ class Plan:
         self.counted = head.method not in _SAFE and not head.path.endswith("/feedback")
         self.plain = False
         self.repeatable = False
+        self.language = False  # for a language model; without a service, which one is in its body
+        self.plans: dict[str, Plan] = {}  # of the deployments that bodies with this head named
         self.ready_probe = False
         if service is None:
             return
@@ -63,6 +66,15 @@ class Plan:
         self.start = head.onward(_KEYS if table.table.tenants else frozenset())
         length = b"" if head.length is None else b"Content-Length: %d\r\n" % head.length
         self.ready = b"%b%b%b\r\n" % (self.start, length, timeout_line(self.timeout_s))
+
+    def for_service(self, head: Head, service: Service) -> Plan:
+        """This plan, once it is known whose the request is."""
+        if self.service is not None:
+            return self
+        made = self.plans.get(service.endpoint.name)
+        if made is None or made.service is not service:
+            made = self.plans[service.endpoint.name] = Plan(self.table, head, service, None)
+        return made
 
 
 def timeout_line(seconds: float) -> bytes:
@@ -95,7 +107,17 @@ def plan(head: Head, table: CompiledTable, services: dict[str, Service]) -> Plan
     endpoint = table.endpoint_for(
         head.host.decode("latin-1"), head.path, head.headers() if table.has_matches else _NO_HEADERS
     )
+    language = head.method == b"POST" and for_language(head.path)
+    if endpoint is None and language and named_in_body(head.path):
+        named = head.get(b"penstock-endpoint")
+        if named is None:
+            made = Plan(table, head, None, None)
+            made.language = True
+            return made
+        endpoint = table.by_name(named.decode("latin-1"))
     service = None if endpoint is None else services.get(endpoint.name)
     if service is None:
         return Plan(table, head, None, NotFound(f"no deployment answers {head.path[:256]}"))
-    return Plan(table, head, service, None)
+    made = Plan(table, head, service, None)
+    made.language = language
+    return made

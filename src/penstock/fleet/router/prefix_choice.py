@@ -78,7 +78,7 @@ def enter(upstream: Upstream, prompt: Prompt, now: float) -> None:
 def begun(prompt: Prompt) -> None:
     """The first of the answer is there: its prompt was read."""
     upstream = prompt.upstream
-    if isinstance(upstream, Upstream) and prompt.given > prompt.decode:
+    if upstream is not None and prompt.given > prompt.decode:
         upstream.load -= prompt.given - prompt.decode
         prompt.given = prompt.decode
 
@@ -86,7 +86,7 @@ def begun(prompt: Prompt) -> None:
 def leave(prompt: Prompt) -> None:
     """Its replica has nothing more to do for it."""
     upstream, prompt.upstream = prompt.upstream, None
-    if isinstance(upstream, Upstream):
+    if upstream is not None:
         upstream.load = max(0.0, upstream.load - prompt.given)
         prompt.given = 0.0
 

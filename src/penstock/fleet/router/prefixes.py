@@ -11,7 +11,7 @@ more recent than its children. What is least recent is therefore a leaf, and wha
 no branch without its stem.
 
 Nobody tells a router what a replica really keeps: it is a guess, and wrong both ways. Entries age, the whole is
-bounded, an answer that says how much of its prompt was cached corrects it, and it goes with the replica.
+bounded, with a bound that learns from answers which say how much of their prompt was cached, and goes with the replica.
 Source: the flat form is that of vLLM's automatic prefix caching (hash of a block and all before it).
 """
 
@@ -26,6 +26,9 @@ BLOCK_BYTES: Final = 256
 MOST_BLOCKS: Final = 16_384
 """Per replica: a million tokens, more than most caches hold. 2 MiB of memory at most."""
 
+LEAST_BLOCKS: Final = 64
+"""What every replica is believed to keep, whatever its answers say: one prompt of 4,000 tokens."""
+
 LONGEST_S: Final = 600.0
 """Unused for longer, a beginning is taken for given up."""
 
@@ -33,10 +36,11 @@ LONGEST_S: Final = 600.0
 class Prefixes:
     """Of one replica."""
 
-    __slots__ = ("_longest_s", "_most", "_used")
+    __slots__ = ("_bound", "_longest_s", "_most", "_used")
 
     def __init__(self, most: int = MOST_BLOCKS, longest_s: float = LONGEST_S) -> None:
-        self._most = most
+        self._bound = most
+        self._most = most  # as far as answers have told
         self._longest_s = longest_s
         self._used: dict[int, float] = {}  # key -> last use; the least recent first
 
@@ -65,11 +69,15 @@ class Prefixes:
                 break
             del used[oldest]
 
-    def shorten(self, keys: Sequence[int], to: int) -> None:
-        """The replica was found to have no more than the first `to` of these blocks. What other prompts put behind them
-        cannot match any more, and goes by age."""
-        for key in keys[to:]:
-            self._used.pop(key, None)
+    def learn(self, believed: int, cached: int) -> None:
+        """An answer says that the replica had `cached` blocks of a prompt, of which it was believed to have `believed`.
+        It keeps less than was thought if that is under a half; else perhaps more."""
+        if cached * 2 < believed:
+            self._most = max(min(LEAST_BLOCKS, self._most), len(self._used) * 3 // 4)
+            while len(self._used) > self._most:
+                del self._used[next(iter(self._used))]
+        else:
+            self._most = min(self._bound, self._most + believed)
 
     def clear(self) -> None:
         """The replica has nothing any more."""

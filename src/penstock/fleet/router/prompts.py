@@ -8,13 +8,17 @@ begins with that of the turn before.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from penstock.core.errors import InvalidInput
 from penstock.fleet.router.prefixes import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from penstock.fleet.router.lanes import Upstream
 
 MOST_BYTES: Final = 1 << 20
 """Longer bodies are not cut into blocks: they are balanced by load only."""
@@ -42,20 +46,20 @@ class Prompt:
     """
 
     __slots__ = (
-        "adapter", "decode", "given", "keys", "matched", "model", "prefill", "root", "session", "tokens", "upstream",
+        "adapter", "decode", "given", "keys", "matched", "output", "prefill", "root", "session", "tokens", "upstream",
     )  # fmt: skip
 
-    def __init__(self, model: str, keys: tuple[int, ...], root: bytes, tokens: float, output: float) -> None:
-        self.model = model
+    def __init__(self, keys: tuple[int, ...], root: bytes, tokens: float, output: float) -> None:
         self.keys = keys
         self.root = root
         self.tokens = tokens  # of the prompt, estimated
+        self.output = output  # tokens that will probably be written
         self.prefill = tokens
         self.decode = output * DECODE_COST
         self.adapter = ""  # set where `model` names one
         self.session: bytes | None = None
         self.matched = 0  # blocks that its replica was believed to have
-        self.upstream: object = None
+        self.upstream: Upstream | None = None
         self.given = 0.0  # what its replica's load has of it now
 
 
@@ -70,20 +74,19 @@ def read_document(body: bytes) -> dict[str, object]:
     return document
 
 
-def read_prompt(path: str, document: dict[str, object], size: int) -> Prompt:
+def read_prompt(path: str, document: Mapping[str, object], size: int) -> Prompt:
     """The prompt of a request's fields. `size`: bytes of its body."""
-    model = document.get("model")
-    name = model if isinstance(model, str) else ""
+    name = document.get("model")
     output = 0.0 if path.rstrip("/").endswith(_NO_OUTPUT) else _output(document)
     if size > MOST_BYTES:
-        return Prompt(name, (), b"", size / BYTES_PER_TOKEN, output)
+        return Prompt((), b"", size / BYTES_PER_TOKEN, output)
     said = next((document[field] for field in _SAID if field in document), None)
     instructions = document.get("system", document.get("instructions"))
     text = orjson.dumps(
         [name, document.get("tools"), instructions, said], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
     )
     root = blake2b(text[:_ROOT_BYTES], digest_size=16).digest()
-    return Prompt(name, block_keys(text), root, len(text) / BYTES_PER_TOKEN, output)
+    return Prompt(block_keys(text), root, len(text) / BYTES_PER_TOKEN, output)
 
 
 def block_keys(text: bytes) -> tuple[int, ...]:
@@ -97,7 +100,7 @@ def block_keys(text: bytes) -> tuple[int, ...]:
     return tuple(keys)
 
 
-def _output(document: dict[str, object]) -> float:
+def _output(document: Mapping[str, object]) -> float:
     """Tokens that are probably written, for all choices."""
     for field in _LIMITS:
         limit = document.get(field)

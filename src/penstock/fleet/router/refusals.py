@@ -9,15 +9,17 @@ import orjson
 
 from penstock.core.errors import PenstockError
 from penstock.core.http_status import error_headers, http_status
+from penstock.fleet.router.language_paths import error_body
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_CONTROLS = dict.fromkeys((*range(32), 127), " ")
 
 
-def error_answer(error: PenstockError, *, more: bytes = b"") -> tuple[int, bytes]:
-    """The status of an error, and the bytes of its answer. `more` are header lines that are rendered already."""
+def error_answer(error: PenstockError, path: str = "", *, more: bytes = b"") -> tuple[int, bytes]:
+    """The status of an error, and the bytes of its answer in the shape that clients of `path` read. `more` are header
+    lines that are rendered already."""
     return http_status(error), answer(
-        http_status(error), orjson.dumps({"error": error.message}), headers=error_headers(error), more=more
+        http_status(error), error_body(path, error), headers=error_headers(error), more=more
     )
 
 

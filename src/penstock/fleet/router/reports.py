@@ -86,8 +86,10 @@ class Reporter:
             if not service.nowhere.waiting:
                 self._told.discard(name)
         failing, balancer.failing = balancer.failing, set()
-        used = tenants.take_used()
-        report = Report(self._router, balancer.table.version, seconds, tuple(loads), tuple(sorted(failing)), used)
+        used, tokens = tenants.take_used(), tenants.take_tokens()
+        report = Report(
+            self._router, balancer.table.version, seconds, tuple(loads), tuple(sorted(failing)), used, tokens
+        )
         try:
             status, body = await self._control.call(
                 "POST", "/internal/reports", msgspec.json.encode(report), timeout_s=_TIMEOUT_S
@@ -97,6 +99,7 @@ class Reporter:
             tenants.replied(msgspec.json.decode(body, type=Reply))
         except (NotReady, msgspec.DecodeError) as error:
             tenants.keep_used(used)
+            tenants.keep_tokens(tokens)
             balancer.failing |= failing
             self._told.clear()  # so that who waits still is told to the next controller at once
             raise NotReady(f"the report did not arrive: {error}") from None

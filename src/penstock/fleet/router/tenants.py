@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from penstock.core.errors import PermissionDenied, QuotaExceeded, Unauthenticated
+from penstock.fleet.router.token_limits import TokenAccount
 from penstock.fleet.routes import Reply, Tenant
 
 PUBLIC_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
@@ -33,7 +34,8 @@ class _Account:
     period: int = -1  # number of the quota's period that `used` belongs to, counted from the epoch
     used: int = 0
     exhausted_until: float = 0.0  # as all routers together found
-    share: float = 1.0  # of the tenant's rate that is this router's
+    share: float = 1.0  # of the tenant's rates that is this router's
+    tokens_of_models: TokenAccount = field(default_factory=TokenAccount)
 
 
 class Tenants:
@@ -127,7 +129,7 @@ class Tenants:
             return
         if tenant.deployments and deployment not in tenant.deployments:
             raise PermissionDenied(f"tenant {tenant.name} may not call {deployment!r}")
-        if tenant.rate is None and tenant.quota is None:
+        if tenant.rate is None and tenant.quota is None and tenant.tokens_per_minute is None:
             return
         account = self._accounts.get(tenant.name)
         if account is None:  # it left the table while this request was on its way
@@ -147,6 +149,48 @@ class Tenants:
             account.tokens -= 1.0
         account.used += 1
         self._used[tenant.name] = self._used.get(tenant.name, 0) + 1
+
+    def reserve(
+        self, tenant: Tenant, deployment: str, tokens: float, now: float, clock: Callable[[], float]
+    ) -> Callable[[float], None] | None:
+        """As `admit`, of a request to a language model that will probably take so many tokens. What it gives is to be
+        called once with how many it took; None: nobody counts them."""
+        limited = tenant.tokens_per_minute is not None or tenant.tokens_per_day is not None
+        account = self._accounts.get(tenant.name)
+        if not limited or account is None:
+            self.admit(tenant, deployment, now)
+            return None
+        if tenant.deployments and deployment not in tenant.deployments:
+            self.admit(tenant, deployment, now)
+        tenant, ledger = account.tenant, account.tokens_of_models
+        per_minute = tenant.tokens_per_minute
+        reserved = ledger.reserve(tenant.name, per_minute, tenant.tokens_per_day, account.share, tokens, now)
+
+        def settle(used: float) -> None:
+            ledger.settle(reserved, used, account.tenant.tokens_per_minute, clock())
+
+        try:
+            self.admit(tenant, deployment, now)
+        except Exception:
+            settle(0.0)
+            raise
+        return settle
+
+    def take_tokens(self) -> dict[str, int]:
+        """As `take_used`, of tokens of those that have a number per day."""
+        taken = {}
+        for name, account in self._accounts.items():
+            whole = int(account.tokens_of_models.unreported)
+            if whole and account.tenant.tokens_per_day is not None:
+                account.tokens_of_models.unreported -= whole
+                taken[name] = whole
+        return taken
+
+    def keep_tokens(self, taken: Mapping[str, int]) -> None:
+        """Takes back what `take_tokens` gave."""
+        for name, count in taken.items():
+            if name in self._accounts:
+                self._accounts[name].tokens_of_models.unreported += count
 
     def _check_quota(self, account: _Account, quota: int, now: float) -> None:
         """What this router alone counted is enough to refuse: so a quota holds, at most once per router, while the
@@ -180,6 +224,7 @@ class Tenants:
         """Obeys the controller's answer to a report. Each answer is the whole truth: who is not named may go on."""
         for name, account in self._accounts.items():
             account.exhausted_until = reply.exhausted.get(name, 0.0)
+            account.tokens_of_models.exhausted_until = reply.tokens_exhausted.get(name, 0.0)
             account.share = min(1.0, max(0.0, reply.shares.get(name, 1.0)))
 
 

@@ -230,6 +230,24 @@ tenants = Table(
     Column("deployments", Text, nullable=False),  # JSON: names; [] is all
 )
 
+# Limits of tokens of language models, apart from the other limits so that databases of before need no change.
+token_limits = Table(
+    "token_limits",
+    metadata,
+    Column("tenant", _NAME, primary_key=True),
+    Column("tokens_per_minute", BigInteger),
+    Column("tokens_per_day", BigInteger),
+)
+
+# Tokens of a tenant in the day that began at `day_at`; older days are deleted.
+token_quotas = Table(
+    "token_quotas",
+    metadata,
+    Column("tenant", _NAME, primary_key=True),
+    Column("day_at", Double, primary_key=True),
+    Column("used", BigInteger, nullable=False),
+)
+
 # Requests of a tenant in the quota period that began at `period_at`; older periods are deleted.
 quotas = Table(
     "quotas",

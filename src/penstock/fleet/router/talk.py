@@ -1,0 +1,64 @@
+"""What a request to a language model is beside its way: a part of a replica's load, and of what its tenant may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from penstock.fleet.router.prefix_choice import begun, leave
+from penstock.fleet.router.prompts import Prompt
+from penstock.fleet.router.usage import Tail, Usage
+
+Settle = Callable[[float], None]
+"""Told once how many tokens a request really took."""
+
+
+class Talk:
+    """Of one exchange. `over` is called once, whatever became of it."""
+
+    __slots__ = ("_settle", "_status", "_tail", "balanced", "prompt")
+
+    def __init__(self, prompt: Prompt, balanced: bool, settle: Settle | None = None) -> None:
+        """`balanced`: replicas are chosen by what they have of the prompt."""
+        self.prompt = prompt
+        self.balanced = balanced
+        self._settle = settle
+        self._tail: Tail | None = None
+        self._status = 0
+
+    def answers(self, status: int) -> None:
+        """The head of the answer is there."""
+        self._status = status
+
+    def pieces(self, pieces: Sequence[bytes]) -> None:
+        """More of the answer's body."""
+        if self._tail is None:
+            self._tail = Tail()
+            begun(self.prompt)
+        self._tail.add(pieces)
+
+    def over(self) -> None:
+        """Nothing more comes."""
+        prompt, tail = self.prompt, self._tail
+        usage = Usage() if tail is None else tail.usage()
+        self._learn(usage)
+        leave(prompt)
+        settle, self._settle = self._settle, None
+        if settle is not None:
+            settle(self._taken(usage))
+
+    def _taken(self, usage: Usage) -> float:
+        """Tokens; 0 of what no replica began to answer, or refused."""
+        tail = self._tail
+        if self._status >= 400 or tail is None:
+            return 0.0
+        prompt = self.prompt.tokens if usage.prompt is None else usage.prompt
+        if usage.output is not None:
+            return prompt + usage.output
+        return prompt + (tail.events if tail.events else min(self.prompt.output, tail.size / 4))
+
+    def _learn(self, usage: Usage) -> None:
+        """The answer says how much of its prompt was cached: the replica keeps less, or more, than was believed."""
+        prompt = self.prompt
+        upstream = prompt.upstream
+        if upstream is not None and prompt.matched and usage.cached is not None and usage.prompt:
+            upstream.prefixes.learn(prompt.matched, int(usage.cached / usage.prompt * (len(prompt.keys) + 1)))
