@@ -51,7 +51,9 @@ def without_empty_repeats(bodies: dict[str, Node]) -> dict[str, Node]:
     """The same rules, and more where needed, in which nothing that may be empty is repeated."""
     nullable = nullable_rules(bodies)
     if not any(
-        isinstance(node, Repeat) and may_be_empty(node.item, nullable) for body in bodies.values() for node in every(body)
+        isinstance(node, Repeat) and may_be_empty(node.item, nullable)
+        for body in bodies.values()
+        for node in every(body)
     ):
         return bodies
     rewriter = _Rewriter(bodies, nullable)

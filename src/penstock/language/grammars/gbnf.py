@@ -119,7 +119,8 @@ def _text(node: Node, top: bool = False) -> str:
     if isinstance(node, Characters):
         return character_class(node.ranges)
     if isinstance(node, Repeat):
-        return _text(node.item) + _count(node.least, node.most)
+        inner = f"({_text(node.item)})" if isinstance(node.item, Repeat) else _text(node.item)
+        return inner + _count(node.least, node.most)
     if isinstance(node, Sequence):
         text = " ".join(_joined(node.items)) or '""'
         return text if top or " " not in text else f"({text})"

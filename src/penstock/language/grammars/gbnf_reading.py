@@ -94,7 +94,9 @@ class _Reader:
             self.skip()
         for name in self.names:
             if name not in defined:
-                raise InvalidInput(f"{self.rules.where}: the rule {name[:80]!r} is used and not defined{nearest(name, defined)}")
+                raise InvalidInput(
+                    f"{self.rules.where}: the rule {name[:80]!r} is used and not defined{nearest(name, defined)}"
+                )
 
     def alternatives(self) -> Node:
         ways = [self.sequence()]
@@ -259,5 +261,3 @@ def _beginnings(node: Node, nullable: set[str]) -> list[str]:
             if not may_be_empty(item, nullable):
                 break
     return found
-
-

@@ -97,7 +97,9 @@ class _Writer:
 
     def name(self, name: str) -> str:
         plain = name.replace("-", "_")
-        return f"T_{plain.upper()}_{self.case(name)}" if name in self.lexical else f"r_{plain.lower()}_{self.case(name)}"
+        return (
+            f"T_{plain.upper()}_{self.case(name)}" if name in self.lexical else f"r_{plain.lower()}_{self.case(name)}"
+        )
 
     @staticmethod
     def case(name: str) -> str:
@@ -121,7 +123,10 @@ class _Writer:
         if isinstance(node, Reference):
             return self.name(node.name)
         if isinstance(node, Sequence):
-            return " ".join(self.grouped(item) if isinstance(item, Choice) else self.one(item) for item in node.items) or '""'
+            return (
+                " ".join(self.grouped(item) if isinstance(item, Choice) else self.one(item) for item in node.items)
+                or '""'
+            )
         if isinstance(node, Repeat):
             most = "" if node.most is None else node.most
             return f"{self.grouped(node.item)}{{{node.least},{most}}}"

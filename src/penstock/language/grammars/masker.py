@@ -30,7 +30,9 @@ class TokenTable:
         if not ends:
             raise InvalidInput("a tokenizer without an end token cannot be kept to a grammar")
         self.size, self.ends = len(pieces), tuple(ends)
-        self._tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary(pieces, sorted(set(special)), ends[0])), n_vocab=len(pieces))
+        self._tokenizer = LLTokenizer(
+            TokenizerWrapper(_Vocabulary(pieces, sorted(set(special)), ends[0])), n_vocab=len(pieces)
+        )
 
     @property
     def native(self) -> Any:
@@ -77,7 +79,9 @@ class Masker:
         from llguidance import LLMatcher
 
         self._compiled, self._table = compiled, table
-        self._matcher = _matcher or LLMatcher(table.native, LLMatcher.grammar_from_lark(lark_text(compiled)), log_level=0)
+        self._matcher = _matcher or LLMatcher(
+            table.native, LLMatcher.grammar_from_lark(lark_text(compiled)), log_level=0
+        )
         self._check()
 
     def _check(self) -> None:
