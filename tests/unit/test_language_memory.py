@@ -243,13 +243,16 @@ def test_what_is_chosen_fits_and_what_is_given_stays(terms: memory.EngineTerms, 
 
 def test_a_refusal_has_the_numbers_and_a_way_that_works() -> None:
     free = 8 * GIB
-    planned = memory.plan(LLAMA_8B, LLAMACPP, free, context_tokens=32768, max_running=8)
     wish = memory.Wish(32768, 8)
-    said = memory.refusal("eight", LLAMA_8B, LLAMACPP, planned, wish)
+    greedy = memory.plan(LLAMA_8B, LLAMACPP, free, context_tokens=32768, max_running=8, kv_cache_bytes=32 * GIB)
+    said = memory.refusal("eight", LLAMA_8B, LLAMACPP, greedy, wish)
     assert said.startswith("eight does not fit: with llamacpp, 8 sequences of 32768 tokens take 34.0 GiB")
     assert "7.2 GiB may be used of 8.0 GiB" in said
-    tokens = int(said.split("context_tokens = ")[1].split(" ")[0])
-    assert memory.plan(LLAMA_8B, LLAMACPP, free, context_tokens=tokens, max_running=8).fits
+    held = int(said.split("kv_cache_bytes = ")[1].split(" ")[0])
+    assert memory.plan(LLAMA_8B, LLAMACPP, free, context_tokens=32768, max_running=8, kv_cache_bytes=held).fits
+    long = memory.plan(LLAMA_8B, LLAMACPP, free, context_tokens=1 << 17)
+    tokens = int(memory.refusal("m", LLAMA_8B, LLAMACPP, long, wish).split("context_tokens = ")[1].split(" ")[0])
+    assert memory.plan(LLAMA_8B, LLAMACPP, free, context_tokens=tokens).fits
     cramped = memory.plan(LLAMA_8B, LLAMACPP, free, context_tokens=4096, kv_cache_bytes=1000)
     assert "kv_cache_bytes = 1000 holds no sequence of 4096" in memory.refusal("m", LLAMA_8B, LLAMACPP, cramped, wish)
     hopeless = memory.plan(LLAMA_8B, LLAMACPP, GIB)

@@ -25,5 +25,6 @@ DTYPES = tuple(BITS)
 
 __all__ = [
     "CACHE_KINDS", "DTYPES", "ENGINES", "EngineTerms", "Estimate", "Layer", "Plan", "Shape", "Tensor", "Wish",
-    "cache_bytes", "estimate", "largest_concurrency", "largest_context", "plan", "read", "refusal", "sequence_bytes", "size",
+    "cache_bytes", "estimate", "largest_concurrency", "largest_context", "plan", "read", "refusal", "sequence_bytes",
+    "size",
 ]  # fmt: skip

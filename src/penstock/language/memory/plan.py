@@ -127,11 +127,16 @@ def refusal(name: str, shape: Shape, terms: EngineTerms, planned: Plan, wish: Wi
         return ""
     made = planned.estimate
     ways = []
-    tokens = largest_context(shape, terms, wish, planned.free_bytes)
-    if tokens >= _LEAST_CONTEXT:
+    usable = int(USABLE * planned.free_bytes)
+    room = usable - (made.total - made.cache)
+    if terms.shared and room >= one_sequence(shape, terms, planned.context_tokens, made.cache_kind):
+        ways.append(f"kv_cache_bytes = {room}")
+    least = replace(wish, concurrency=1) if terms.shared else wish  # sequences may wait for each other
+    tokens = largest_context(shape, terms, least, planned.free_bytes)
+    if _LEAST_CONTEXT <= tokens < planned.context_tokens:
         ways.append(f"context_tokens = {tokens}")
     sequences = largest_concurrency(shape, terms, wish, planned.free_bytes)
-    if sequences:
+    if sequences and not terms.shared:
         ways.append(f"max_running = {sequences}")
     for dtype in ("int8", "int4"):
         if terms.default_dtype and shape.form != "openvino" and wish.dtype != dtype:
@@ -139,7 +144,6 @@ def refusal(name: str, shape: Shape, terms: EngineTerms, planned: Plan, wish: Wi
             if smaller.total <= USABLE * planned.free_bytes:
                 ways.append(f"dtype = {dtype}")
                 break
-    usable = int(USABLE * planned.free_bytes)
     helps = f"what would fit: {' or '.join(ways)}" if ways else "it needs a larger machine, or smaller weights"
     return (
         f"{name} does not fit: with {terms.name}, {planned.max_running} sequences of {planned.context_tokens} tokens "
