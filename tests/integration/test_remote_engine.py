@@ -28,10 +28,10 @@ from penstock.core.language import (
     ToolCallPart,
     Usage,
 )
+from penstock.core.language_json import decode_event, encode_ask
 from penstock.language import files
 from penstock.runtime.engines import EngineContext
 from penstock.runtime.engines.remote import RemoteEngine, plug
-from penstock.runtime.language import wire
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HELLO = Ask(messages=[Message("user", "hello")])
@@ -131,10 +131,10 @@ def at(upstream: Upstream, more: str = "") -> str:
 
 async def ask(loaded: RemoteEngine, ask: Ask = HELLO, **more: float) -> list[Event]:
     events, reasons = [], []
-    async for delta in loaded.generate(Generation("a", (), 10, ask=wire.encode_ask(ask), **more)):  # type: ignore[arg-type]
+    async for delta in loaded.generate(Generation("a", (), 10, ask=encode_ask(ask), **more)):  # type: ignore[arg-type]
         reasons.append(delta.finish_reason)
         if delta.event:
-            events.append(wire.decode_event(delta.event))
+            events.append(decode_event(delta.event))
     assert reasons[-1] and not any(reasons[:-1])
     return events
 
@@ -209,26 +209,34 @@ async def test_tool_calls_reasoning_and_log_probabilities_are_read(tmp_path: Pat
 
 @pytest.mark.parametrize("status", [401, 404, 429, 500, 503, 302])
 async def test_next_upstream_answers_for_one_that_cannot(tmp_path: Path, status: int) -> None:
-    async with serving(refuses(status, Location="/v1/elsewhere")) as bad, serving(says(*WORDS)) as good:
-        async with engine(tmp_path, at(bad), "url = 'http://127.0.0.1:9'", at(good)) as loaded:
-            assert text(await ask(loaded)) == "Hello"
+    async with (
+        serving(refuses(status, Location="/v1/elsewhere")) as bad,
+        serving(says(*WORDS)) as good,
+        engine(tmp_path, at(bad), "url = 'http://127.0.0.1:9'", at(good)) as loaded,
+    ):
+        assert text(await ask(loaded)) == "Hello"
     assert len(bad.asked) == 1 and len(good.asked) == 1
 
 
 async def test_fault_of_the_caller_is_told_and_not_tried_elsewhere(tmp_path: Path) -> None:
-    async with serving(refuses(400, "bad stop")) as bad, serving(says(*WORDS)) as good:
-        async with engine(tmp_path, at(bad), at(good)) as loaded:
-            with pytest.raises(InvalidInput, match="bad stop") as caught:
-                await ask(loaded)
+    async with (
+        serving(refuses(400, "bad stop")) as bad,
+        serving(says(*WORDS)) as good,
+        engine(tmp_path, at(bad), at(good)) as loaded,
+    ):
+        with pytest.raises(InvalidInput, match="bad stop") as caught:
+            await ask(loaded)
     assert caught.value.parameter == "stop" and not good.asked
 
 
 async def test_what_an_upstream_asks_to_wait_is_waited_once(tmp_path: Path) -> None:
-    async with serving(refuses(429, Retry_After_Ms="150"), says(*WORDS)) as upstream:
-        async with engine(tmp_path, at(upstream)) as loaded:
-            began = time.monotonic()
-            assert text(await ask(loaded)) == "Hello"
-            assert time.monotonic() - began >= 0.15
+    async with (
+        serving(refuses(429, Retry_After_Ms="150"), says(*WORDS)) as upstream,
+        engine(tmp_path, at(upstream)) as loaded,
+    ):
+        began = time.monotonic()
+        assert text(await ask(loaded)) == "Hello"
+        assert time.monotonic() - began >= 0.15
     async with serving(refuses(429, Retry_After="40")) as upstream, engine(tmp_path, at(upstream)) as loaded:
         for _ in range(3):
             with pytest.raises(Overloaded) as caught:
@@ -238,10 +246,13 @@ async def test_what_an_upstream_asks_to_wait_is_waited_once(tmp_path: Path) -> N
 
 
 async def test_upstream_that_keeps_failing_is_left_alone(tmp_path: Path) -> None:
-    async with serving(refuses(500)) as bad, serving(says(*WORDS)) as good:
-        async with engine(tmp_path, at(bad), at(good)) as loaded:
-            for _ in range(20):
-                assert text(await ask(loaded)) == "Hello"
+    async with (
+        serving(refuses(500)) as bad,
+        serving(says(*WORDS)) as good,
+        engine(tmp_path, at(bad), at(good)) as loaded,
+    ):
+        for _ in range(20):
+            assert text(await ask(loaded)) == "Hello"
     assert len(bad.asked) == 5 and len(good.asked) == 20
 
 
@@ -258,10 +269,13 @@ async def test_upstream_that_keeps_failing_is_left_alone(tmp_path: Path) -> None
 async def test_answer_that_breaks_off_is_an_error_and_never_a_clean_end(
     tmp_path: Path, handler: Handler, told: str
 ) -> None:
-    async with serving(handler) as bad, serving(says(*WORDS)) as good:
-        async with engine(tmp_path, at(bad), at(good)) as loaded:
-            with pytest.raises(ServableError, match=told):
-                await ask(loaded)
+    async with (
+        serving(handler) as bad,
+        serving(says(*WORDS)) as good,
+        engine(tmp_path, at(bad), at(good)) as loaded,
+    ):
+        with pytest.raises(ServableError, match=told):
+            await ask(loaded)
     assert not good.asked  # words have been told: no other can go on
 
 
@@ -274,7 +288,7 @@ async def test_closing_the_answer_closes_the_connection_to_the_upstream(tmp_path
             await asyncio.sleep(0.01)
 
     async with serving(forever) as upstream, engine(tmp_path, at(upstream)) as loaded:
-        async with aclosing(loaded.generate(Generation("a", (), 10, ask=wire.encode_ask(HELLO)))) as deltas:  # type: ignore[type-var]
+        async with aclosing(loaded.generate(Generation("a", (), 10, ask=encode_ask(HELLO)))) as deltas:  # type: ignore[type-var]
             async for _ in deltas:
                 break
         await asyncio.wait_for(upstream.left.wait(), 5)

@@ -2,7 +2,7 @@
 
 A generation is a stream: its token ids are the input, the rest of it is a parameter; each answer holds one Delta.
 An engine that speaks of whole conversations (`EngineInfo.chats`) gets the Ask in the Generation, and gives Events in
-Deltas; texts to embed are UTF-8 bytes to it instead of token ids.
+Deltas, both as `core.language_json` writes them; texts to embed are UTF-8 bytes to it instead of token ids.
 Embeddings and scores are plain requests: the ids of all texts one after the other, and the length of each.
 """
 
@@ -15,20 +15,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from penstock.core.language import (
-    KIND,
-    Ask,
-    Began,
-    Delta,
-    EngineInfo,
-    Event,
-    Finished,
-    Generation,
-    Reasoning,
-    Text,
-    ToolCallPart,
-    Usage,
-)
+from penstock.core.language import KIND, Delta, EngineInfo, Generation
 from penstock.core.messages import NO_DEADLINE, Parameter
 from penstock.core.servable import Signature, Tensors
 from penstock.core.tensor import Array, TensorSpec
@@ -41,11 +28,6 @@ Operation = Literal["embed", "score"]
 _info = msgspec.json.Decoder(EngineInfo)
 _generation = msgspec.json.Decoder(Generation)
 _delta = msgspec.msgpack.Decoder(Delta)
-_ask = msgspec.json.Decoder(Ask)
-_events: Mapping[str, type[Event]] = {
-    kind.__name__: kind for kind in (Began, Text, Reasoning, ToolCallPart, Finished, Usage)
-}
-_tagged = msgspec.json.Decoder(tuple[str, msgspec.Raw])
 _pack = msgspec.msgpack.Encoder()
 _text = msgspec.json.Encoder()
 
@@ -111,26 +93,3 @@ def listed(inputs: Tensors) -> list[list[int]]:
     ends = np.cumsum(inputs["lengths"]).tolist()
     ids = inputs["token_ids"].tolist()
     return [ids[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def encode_ask(ask: Ask) -> bytes:
-    """What `Generation.ask` holds. The trace stays behind: it goes with the request."""
-    return _text.encode(dataclasses.replace(ask, deadline=_finite(ask.deadline), trace=None))
-
-
-def decode_ask(data: bytes) -> Ask:
-    """The ask that `encode_ask` was given."""
-    ask = _ask.decode(data)
-    ask.deadline = ask.deadline or NO_DEADLINE
-    return ask
-
-
-def encode_event(event: Event) -> bytes:
-    """What `Delta.event` holds."""
-    return _text.encode((type(event).__name__, event))
-
-
-def decode_event(data: bytes) -> Event:
-    """The event that `encode_event` was given."""
-    name, rest = _tagged.decode(data)
-    return msgspec.json.decode(rest, type=_events[name])

@@ -28,13 +28,13 @@ from penstock.core.errors import (
     Unsupported,
 )
 from penstock.core.language import Ask, Delta, EngineInfo, EngineLoad, Event, Generation
+from penstock.core.language_json import decode_ask, encode_event
 from penstock.language.files import ModelFiles
 from penstock.runtime.engines import Engine, EngineContext
-from penstock.runtime.language import wire
-from penstock.runtime.upstreams import file as upstream_file
-from penstock.runtime.upstreams.body import body, check
-from penstock.runtime.upstreams.breaker import Breaker
-from penstock.runtime.upstreams.stream import Reader, error_text
+from penstock.runtime.engines.remote import file as upstream_file
+from penstock.runtime.engines.remote.body import body, check
+from penstock.runtime.engines.remote.breaker import Breaker
+from penstock.runtime.engines.remote.stream import Reader, error_text
 
 if TYPE_CHECKING:
     import aiohttp
@@ -78,13 +78,13 @@ class RemoteEngine:
         if not generation.ask:  # a trial at load, which must cost nothing
             yield Delta(finish_reason="stop", cached_tokens=0)
             return
-        ask = wire.decode_ask(generation.ask)
+        ask = decode_ask(generation.ask)
         check(ask, extensions=self._described.extensions)
         self._running += 1
         try:
             async with contextlib.aclosing(self._events(ask, generation.deadline)) as events:
                 async for event in events:
-                    yield Delta(event=wire.encode_event(event), load=self.load())
+                    yield Delta(event=encode_event(event), load=self.load())
         finally:
             self._running -= 1
         yield Delta(finish_reason="stop")

@@ -28,10 +28,10 @@ from penstock.core.errors import DeadlineExceeded, InvalidInput, LoadError, Serv
 from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation, Sampling, TokenLogprob
 from penstock.language.files import ModelFiles
 from penstock.language.split_characters import Pieces, inside_character
-from penstock.runtime import llamacpp_wire as wire
 from penstock.runtime.engines import Engine, EngineContext
-from penstock.runtime.llamacpp_settings import decide, info, parameters
-from penstock.runtime.room import Room
+from penstock.runtime.engines.llamacpp import wire
+from penstock.runtime.engines.llamacpp.room import Room
+from penstock.runtime.engines.llamacpp.settings import decide, info, parameters
 
 if TYPE_CHECKING:
     import aiohttp

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from penstock.core.errors import InvalidInput
 from penstock.core.language import Ask, Format, Message
-from penstock.runtime.upstreams.file import Upstream
+from penstock.runtime.engines.remote.file import Upstream
 
 
 @dataclass(frozen=True, slots=True)
