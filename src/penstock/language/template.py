@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 _MOST_SOURCE = 1 << 20  # characters; the longest in public use has about 30 thousand
 _MOST_PROMPT = 64 << 20
-# Steps of minijinja's machine: what the longest templates in public use take for a message, with room to spare.
-_FUEL, _FUEL_PER_MESSAGE, _FUEL_PER_TOOL = 200_000, 20_000, 50_000
+_FUEL = (
+    10_000_000  # steps of minijinja's machine: 0.2 s. The longest templates in public use take a few thousand a message
+)
 
 # A block that transformers adds, around what a model is trained to say. It renders as what is inside.
 _GENERATION = re.compile(r"\{%(-|\+)?\s*(end)?generation\s*(-|\+)?%\}")
@@ -112,20 +113,19 @@ class Template:
             "tools": described or None,
             "add_generation_prompt": add_generation_prompt and not continue_last,
         }
-        rendered = self._run(values, now_s, len(messages), len(tools))
+        rendered = self._run(values, now_s)
         if not continue_last:
             return rendered
         if marking.cut not in rendered:
             raise Unsupported("this model's chat template changes the last message, which cannot be continued")
         return rendered[: rendered.rindex(marking.cut)]
 
-    def _run(self, values: Mapping[str, object], now_s: float, messages: int, tools: int) -> str:
+    def _run(self, values: Mapping[str, object], now_s: float) -> str:
         import minijinja
 
         def strftime_now(form: str) -> str:
             return datetime.fromtimestamp(now_s, UTC).strftime(form)
 
-        self._environment.fuel = _FUEL + _FUEL_PER_MESSAGE * messages + _FUEL_PER_TOOL * tools
         try:
             found: str = self._environment.render_template("chat", **values, strftime_now=strftime_now)
         except _Refused as error:
@@ -142,7 +142,7 @@ class Template:
         """What the template makes of made-up messages, to learn what it can do; None when it refuses."""
         values = {**self._special, "messages": messages, "tools": tools or None, "add_generation_prompt": True}
         try:
-            return self._run(values, 0.0, len(messages), len(tools))
+            return self._run(values, 0.0)
         except InvalidInput:
             return None
 
