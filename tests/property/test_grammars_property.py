@@ -11,10 +11,10 @@ import re
 
 import jsonschema
 import pytest
+from grammar_samples import NoValue, TooLong, compact, sample, value, whole_schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grammar_samples import NoValue, TooLong, compact, sample, value, whole_schema
 from penstock.core.errors import InvalidInput, ServableError
 from penstock.core.language import Format
 from penstock.language.grammars import Compiler, Limits, gbnf_reading

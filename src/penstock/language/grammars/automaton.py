@@ -7,6 +7,7 @@ ranges of characters, so the alphabet's size does not matter.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -129,7 +130,7 @@ def build(node: Node, rules: Rules) -> Automaton:
         moves = [(low, high, target) for s in states for ranges, target in loose.moves[s] for low, high in ranges]
         cuts = sorted({low for low, _, _ in moves} | {high + 1 for _, high, _ in moves})
         closures: dict[frozenset[int], frozenset[int]] = {}
-        for low, after in zip(cuts, cuts[1:], strict=False):
+        for low, after in itertools.pairwise(cuts):
             reached = frozenset(target for a, b, target in moves if a <= low <= b)
             if not reached:
                 continue
@@ -227,7 +228,7 @@ def empty(automaton: Automaton) -> bool:
 
 
 def nodes(automaton: Automaton, rules: Rules, hint: str, encode: Callable[[Ranges], Node]) -> Node:
-    """The automaton as rules, one per state that is reached by more than one way. `encode` writes a set of characters."""
+    """The automaton as rules, one per state that is reached by more than one way. `encode` writes characters."""
     if empty(automaton):
         return choice()
     uses = [0] * len(automaton.edges)

@@ -97,7 +97,8 @@ class Compiler:
         return made
 
     def _key(
-        self, format: Format, tools: SequenceOf[Tool], tool_choice: str, parallel: bool, tool_format: ToolFormat, where: str
+        self, format: Format, tools: SequenceOf[Tool], tool_choice: str, parallel: bool, tool_format: ToolFormat,
+        where: str,
     ) -> str:  # fmt: skip
         """The canonical text: the order of keys stays, since properties are written in it."""
         try:

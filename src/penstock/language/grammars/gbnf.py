@@ -1,6 +1,6 @@
 """Rules as GBNF text: the dialect in which llama.cpp and xgrammar (OpenVINO, vLLM) mean the same.
 
-What both take, found by trying: names of letters, digits and dashes; one rule a line; `\\uXXXX` and `\\UXXXXXXXX` escapes
+What both take, found by trying: names of letters, digits and dashes; one rule a line; `\\uXXXX` and `\\UXXXXXXXX`
 (`\\xHH` takes any number of digits in xgrammar, two in llama.cpp); no escape of `-` or `^`, so those are numbers too.
 """
 

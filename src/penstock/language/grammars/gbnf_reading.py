@@ -220,7 +220,7 @@ class _Reader:
 
 
 def check_left_recursion(rules: Rules) -> None:
-    """Raises InvalidInput for a rule that begins with itself: engines would go around in it without reading anything."""
+    """Raises InvalidInput for a rule that begins with itself: engines would go around in it and read nothing."""
     nullable = nullable_rules(rules.bodies)
     first = {name: _beginnings(body, nullable) for name, body in rules.bodies.items()}
     done: set[str] = set()

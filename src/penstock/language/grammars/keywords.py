@@ -14,9 +14,9 @@ TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 # Say nothing about what is valid.
 ANNOTATIONS = frozenset(
     {
-        "$schema", "$id", "$anchor", "$comment", "$defs", "$vocabulary", "definitions", "title", "description", "default",
-        "example", "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding", "contentMediaType", "contentSchema",
-        "discriminator", "xml", "externalDocs", "id", "strict", "name",
+        "$schema", "$id", "$anchor", "$comment", "$defs", "$vocabulary", "definitions", "title", "description",
+        "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding", "contentMediaType",
+        "contentSchema", "discriminator", "xml", "externalDocs", "id", "strict", "name",
     }
 )  # fmt: skip
 STRINGS = frozenset({"minLength", "maxLength", "pattern", "format"})
@@ -32,8 +32,8 @@ OBJECTS = frozenset(
 COMBINING = frozenset({"type", "enum", "const", "nullable", "anyOf", "oneOf", "allOf", "not", "$ref"})
 # The grammar lets more through than these allow; the finished text is validated.
 VALIDATED = frozenset(
-    {"uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems", "dependentRequired", "dependentSchemas",
-     "dependencies", "unevaluatedProperties", "not", "propertyNames"}
+    {"uniqueItems", "contains", "minContains", "maxContains", "unevaluatedItems", "dependentRequired",
+     "dependentSchemas", "dependencies", "unevaluatedProperties", "not", "propertyNames"}
 )  # fmt: skip
 REFUSED = frozenset({"if", "then", "else", "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor"})
 KNOWN = ANNOTATIONS | STRINGS | NUMBERS | ARRAYS | OBJECTS | COMBINING | REFUSED
@@ -128,3 +128,8 @@ def types(schema: Schema, where: str) -> tuple[str, ...] | None:
     if schema.get("nullable") is True:
         named = (*named, "null")
     return tuple(name for name in TYPES if name in named)
+
+
+def as_list(value: object) -> list[object]:
+    """The value as a list: none is empty, one is itself."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

@@ -62,9 +62,9 @@ def _definitions(text: str) -> list[tuple[int, str]]:
         line = _without_comment(line).rstrip()
         if not line.strip():
             continue
-        if found and line.lstrip()[0] == "|":
-            found[-1] = (found[-1][0], f"{found[-1][1]} {line.strip()}")
-        elif found and line[0] in " \t" and not _HEAD.match(line) and not line.lstrip().startswith("%"):
+        if (found and line.lstrip()[0] == "|") or (
+            found and line[0] in " \t" and not _HEAD.match(line) and not line.lstrip().startswith("%")
+        ):
             found[-1] = (found[-1][0], f"{found[-1][1]} {line.strip()}")
         else:
             found.append((number, line.strip()))

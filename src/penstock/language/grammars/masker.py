@@ -50,8 +50,6 @@ class _Vocabulary:
         self._longest = max(map(len, self._ids), default=1)
 
     def __call__(self, text: bytes) -> list[int]:
-        if not isinstance(text, bytes):
-            text = text.encode()
         found, at = [], 0
         while at < len(text):
             for length in range(min(self._longest, len(text) - at), 0, -1):

@@ -6,7 +6,7 @@ lists under `@all`), which `schema.py` reads. Nothing is widened: what cannot be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from math import lcm
 
@@ -16,8 +16,6 @@ from penstock.language.grammars.keywords import Schema
 
 _LARGER = ("minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum", "minContains")
 _SMALLER = ("maxLength", "maxItems", "maxProperties", "maximum", "exclusiveMaximum", "maxContains")
-_LISTS = ("pattern", "format", "not", "contains", "dependencies", "dependentRequired", "dependentSchemas", "propertyNames",
-          "unevaluatedItems", "unevaluatedProperties", "anyOf", "oneOf", "allOf", "$ref")  # fmt: skip
 EVERY = "@every"  # our own: alternatives that all have to hold, [("anyOf" | "oneOf", [schemas]), …]
 
 
@@ -56,12 +54,7 @@ def _joined(key: str, mine: object, its: object, where: str) -> object | None:
     if mine == its:
         return mine
     if key == "type":
-        both = [
-            name
-            for name in keywords.TYPES
-            if _allows(mine, name) and _allows(its, name) and not (name == "integer" and "number" in _names(mine) and "number" in _names(its))
-        ]  # fmt: skip
-        return both or None
+        return [name for name in keywords.TYPES if _allows(mine, name) and _allows(its, name)] or None
     if key == "required":
         return list(dict.fromkeys([*_sequence(mine), *_sequence(its)]))
     if key == "enum":
@@ -178,6 +171,3 @@ def places(schema: Schema, where: str) -> tuple[list[Schema | bool], Schema | bo
         first = keywords.listed(schema, "prefixItems", where) if "prefixItems" in schema else []
         rest = schema.get("items", True)
     return first, keywords.subschema(rest, f"{where}.items")
-
-
-Resolve = Callable[[str, str], tuple[Schema | bool, str]]

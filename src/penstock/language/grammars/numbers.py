@@ -87,9 +87,9 @@ def _between(low: str, high: str) -> Node:
 def multiples(whole: Node, of: int, rules: Rules) -> Node:
     """Those of the integers `whole` that are multiples of `of` (above 0). Raises TooManyStates."""
     # State r: the digits so far leave r; the sign is read before. 0 is the start, 1 after a sign, 2 + r the rest.
-    edges: list[automaton.Edges] = []
-    for remainder in (0, 0, *range(of)):
-        edges.append(tuple((48 + d, 48 + d, 2 + (remainder * 10 + d) % of) for d in range(10)))
+    edges: list[automaton.Edges] = [
+        tuple((48 + d, 48 + d, 2 + (remainder * 10 + d) % of) for d in range(10)) for remainder in (0, 0, *range(of))
+    ]
     edges[0] = ((45, 45, 1), *edges[0])
     divisible = automaton.Automaton(tuple(edges), (False, False, True, *(False,) * (of - 1)))
     found = automaton.both(automaton.build(whole, rules), divisible, rules)
@@ -178,7 +178,7 @@ def _fraction_from(digits: str, is_open: bool, room: int) -> Node:
     node = (_more_than_zero(rest) if rest > 0 else NOTHING) if is_open else repeat(_DIGIT, 0, max(rest, 0))
     for at in range(len(digits) - 1, -1, -1):
         same = sequence(Literal(digits[at]), node)
-        larger = NOTHING
+        larger: Node = NOTHING
         if digits[at] != "9":
             larger = sequence(characters([(ord(digits[at]) + 1, 57)]), repeat(_DIGIT, 0, room - at - 1))
         node = choice(same, larger)
@@ -192,7 +192,7 @@ def _fraction_to(digits: str, is_open: bool, room: int) -> Node:
     node: Node = NOTHING if is_open else EMPTY
     for at in range(len(digits) - 1, -1, -1):
         same = sequence(Literal(digits[at]), node)
-        smaller = NOTHING
+        smaller: Node = NOTHING
         if digits[at] != "0":
             smaller = sequence(characters([(48, ord(digits[at]) - 1)]), repeat(_DIGIT, 0, room - at - 1))
         # Fewer digits are a smaller number: those left out are not all zeros.

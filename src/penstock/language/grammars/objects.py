@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from penstock.core.errors import InvalidInput
@@ -77,8 +78,8 @@ def _quoted(name: str) -> str:
 
 
 def _others(
-    compiler: SchemaCompiler, additional: Schema | bool, keys: dict[str, Node], patterns: keywords.Mapping[str, Schema | bool],
-    names: set[str], where: str,
+    compiler: SchemaCompiler, additional: Schema | bool, keys: dict[str, Node],
+    patterns: Mapping[str, Schema | bool], names: set[str], where: str,
 ) -> Node:  # fmt: skip
     """One pair whose key is none of the properties': of one pattern only, or of none."""
     rules = compiler.rules
@@ -135,7 +136,7 @@ def _counted(
         name = rules.add("property", pair)
         now = []
         for count in range(highest + 1):
-            with_it = NOTHING
+            with_it: Node = NOTHING
             if most is None or count < most:
                 written = sequence(_COMMA, name) if count else name
                 with_it = sequence(written, following[min(count + 1, highest)])

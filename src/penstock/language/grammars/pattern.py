@@ -1,8 +1,8 @@
 """Regular expressions as nodes: the common part of Python's, ECMA 262's and Rust's dialects, read by our own parser.
 
 What no engine can promise is refused by name: look-around, back-references, word boundaries, flags, Unicode properties.
-Lazy quantifiers are taken as their greedy twins: the same texts match. `.` is every character but a line feed; classes are those of ECMA 262: `\\d` is
-0-9, `\\w` is A-Z, a-z, 0-9 and `_`.
+Lazy quantifiers are taken as their greedy twins: the same texts match. `.` is every character but a line feed; classes
+are those of ECMA 262: `\\d` is 0-9, `\\w` is A-Z, a-z, 0-9 and `_`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,6 @@ SPACE: Ranges = normal(
 _CLASSES = {"d": DIGITS, "w": WORD, "s": SPACE}
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0"}
 NO_LINE_FEED = complement(((10, 10),))
-
-
-class _Start:
-    """`^` while a pattern is read; it is resolved once the whole is known."""
 
 
 def read(pattern: str, rules: Rules, where: str, *, search: bool = False) -> Node:
@@ -327,7 +323,8 @@ def write(node: Node) -> str | None:
         return f"[{body}]"
     if isinstance(node, Sequence):
         parts = [write(item) for item in node.items]
-        return None if None in parts else "".join(f"(?:{p})" if isinstance(i, Choice) else str(p) for i, p in zip(node.items, parts, strict=True))  # fmt: skip
+        grouped = zip(node.items, parts, strict=True)
+        return None if None in parts else "".join(f"(?:{p})" if isinstance(i, Choice) else str(p) for i, p in grouped)
     if isinstance(node, Choice):
         parts = [write(item) for item in node.items]
         return None if None in parts or node == NOTHING else "|".join(map(str, parts))

@@ -1,4 +1,4 @@
-"""JSON Schema (2020-12, and draft-7's forms) as rules of compact JSON: no white space, properties in the schema's order.
+"""JSON Schema (2020-12, and draft-7's forms) as rules of compact JSON: no white space, properties in their order.
 
 The grammar never allows what the schema forbids, except for what `validated` names, which the finished text is checked
 for. It may allow less than the schema: an object with `properties` and no `additionalProperties` gets no others, a
@@ -8,17 +8,13 @@ schema without `type` but with keywords of one type is of that type, texts of a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from penstock.core.errors import InvalidInput
-from penstock.language.grammars import automaton, keywords, merging, numbers, pattern, strings
+from penstock.language.grammars import arrays, keywords, merging, numbers, objects, scalars, strings
 from penstock.language.grammars.keywords import Schema
 from penstock.language.grammars.nodes import (
-    EMPTY,
-    EVERY_CHARACTER,
     NOTHING,
-    Characters,
     Literal,
     Node,
     Reference,
@@ -33,6 +29,7 @@ if TYPE_CHECKING:
     from penstock.language.grammars.validation import Validator
 
 COMMA, COLON = Literal(","), Literal(":")
+_MERGE = 60  # a merge of two schemas takes as long as so many nodes: it counts against the same limit
 
 
 def constant(value: object) -> Node:
@@ -60,6 +57,7 @@ class SchemaCompiler:
         self.root, self.rules, self.validator = root, rules, validator
         self.validated: set[str] = set()
         self._references: dict[str, Reference] = {}
+        self._flat: dict[str, Schema | bool] = {}  # what a `$ref` comes to, once it has been merged with others
         self._any: Reference | None = None
         self._depth = 0
 
@@ -134,16 +132,14 @@ class SchemaCompiler:
         if name == "boolean":
             return choice(Literal("true"), Literal("false"))
         if name == "integer":
-            return self._integer(schema, where)
+            return scalars.integer(self, schema, where)
         if name == "number":
-            return self._number(schema, where)
+            return scalars.number(self, schema, where)
         if name == "string":
-            return self._string(schema, where)
+            return scalars.string(self, schema, where)
         if name == "array":
-            return self._array(schema, where)
-        from penstock.language.grammars.objects import compile_object
-
-        return compile_object(self, schema, where)
+            return arrays.array(self, schema, where)
+        return objects.compile_object(self, schema, where)
 
     def any_value(self) -> Node:
         """Any JSON."""
@@ -155,12 +151,9 @@ class SchemaCompiler:
             pairs = optional(sequence(pair, repeat(sequence(COMMA, pair), 0, None)))
             items = optional(sequence(self._any, repeat(sequence(COMMA, self._any), 0, None)))
             words = (Literal("true"), Literal("false"), Literal("null"))
-            self.rules.define(
-                self._any,
-                choice(
-                    sequence(Literal("{"), pairs, Literal("}")), sequence(Literal("["), items, Literal("]")), string, number, *words
-                ),
-            )  # fmt: skip
+            whole_object = sequence(Literal("{"), pairs, Literal("}"))
+            whole_array = sequence(Literal("["), items, Literal("]"))
+            self.rules.define(self._any, choice(whole_object, whole_array, string, number, *words))
         return self._any
 
     # --- references and combinations ---
@@ -229,8 +222,11 @@ class SchemaCompiler:
         if conditions:
             found = merging.merged(found, {merging.EVERY: conditions}, where)
         if "$ref" in schema:
-            target, place = self.resolve(keywords.text(schema, "$ref", where), where)
-            found = merging.merged(found, self.flat(target, place, depth + 1), where)
+            pointer = keywords.text(schema, "$ref", where)
+            if pointer not in self._flat:
+                target, place = self.resolve(pointer, where)
+                self._flat[pointer] = self.flat(target, place, depth + 1)
+            found = merging.merged(found, self._flat[pointer], where)
         if "allOf" in schema:
             for at, item in enumerate(keywords.listed(schema, "allOf", where)):
                 found = merging.merged(found, self.flat(item, f"{where}.allOf[{at}]", depth + 1), where)
@@ -249,6 +245,7 @@ class SchemaCompiler:
         ways = []
         for at, alternative in enumerate(alternatives):
             place = f"{where}.{key}[{at}]"
+            self.rules.count(1 if alone else _MERGE)
             whole = alternative if alone else merging.merged(rest, self.flat(alternative, place), place)
             ways.append(self.compile(whole, place))
         if key == "oneOf" and not self._apart([self.flat(item, where) for item in alternatives]):
@@ -277,11 +274,9 @@ class SchemaCompiler:
                 "allOf": [{key: items} for key, items in schema[merging.EVERY]]  # type: ignore[attr-defined]  # ours
             }
         for key in ("pattern", "format"):
-            if isinstance(schema.get(key), list):
-                lists = schema[key]
-                schema = {k: v for k, v in schema.items() if k != key} | {
-                    "allOf": [*schema.get("allOf", ()), *({key: item} for item in lists)]  # type: ignore[call-overload,attr-defined]  # ours
-                }
+            if isinstance(lists := schema.get(key), list):
+                whole = [*keywords.as_list(schema.get("allOf")), *({key: item} for item in lists)]
+                schema = {k: v for k, v in schema.items() if k != key} | {"allOf": whole}
         allowed = values if alone else [value for value in values if self.validator.allows(schema, value, where)]
         return self.rules.add("enum", choice(*(constant(value) for value in allowed)))
 
@@ -290,138 +285,11 @@ class SchemaCompiler:
         if isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
             self.resolve(schema["$ref"], where)
 
-    # --- scalars and arrays ---
-
-    def _bounds(self, schema: Schema, where: str) -> tuple[Decimal | None, bool, Decimal | None, bool]:
-        low, high = keywords.number(schema, "minimum", where), keywords.number(schema, "maximum", where)
-        above, below = (
-            keywords.number(schema, "exclusiveMinimum", where),
-            keywords.number(schema, "exclusiveMaximum", where),
-        )
-        low_open = above is not None and (low is None or above >= low)
-        high_open = below is not None and (high is None or below <= high)
-        return (above if low_open else low), low_open, (below if high_open else high), high_open
-
-    def _integer(self, schema: Schema, where: str) -> Node:
-        low, low_open, high, high_open = self._bounds(schema, where)
-        least = most = None
-        if low is not None:
-            least = int(low) if low == int(low) else int(low) + (low > 0)
-            least += low_open and low == least
-        if high is not None:
-            most = int(high) if high == int(high) else int(high) - (high < 0)
-            most -= high_open and high == most
-        whole = numbers.integer(least, most, self.rules.limits.integer_digits)
-        return self.rules.add("integer", self._multiple(whole, schema, where), lexical="multipleOf" not in schema)
-
-    def _multiple(self, whole: Node, schema: Schema, where: str) -> Node:
-        of = keywords.number(schema, "multipleOf", where)
-        if of is None or whole == NOTHING:
-            return whole
-        if of <= 0:
-            raise InvalidInput(f"{where}.multipleOf: must be above 0")
-        if of % 1:
-            self.validated.add("multipleOf")
-            return whole
-        try:
-            return (
-                numbers.multiples(whole, int(of), self.rules) if of < self.rules.limits.states else self._unkept(whole)
-            )
-        except automaton.TooManyStates:
-            return self._unkept(whole)
-
-    def _unkept(self, whole: Node) -> Node:
-        self.validated.add("multipleOf")
-        return whole
-
-    def _number(self, schema: Schema, where: str) -> Node:
-        of = keywords.number(schema, "multipleOf", where)
-        if of is not None and of % 1 == 0:
-            return self._integer(schema, where)
-        if of is not None:
-            self.validated.add("multipleOf")
-        low, low_open, high, high_open = self._bounds(schema, where)
-        if low is None and high is None:
-            return self.rules.add("number", numbers.any_number(self.rules.limits.integer_digits), lexical=True)
-        for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
-            bound = keywords.number(schema, key, where)
-            if bound is not None and not numbers.exact(bound):
-                self.validated.add(key)
-        return self.rules.add("decimal", numbers.decimal(low, low_open, high, high_open, self.rules), lexical=True)
-
-    def _string(self, schema: Schema, where: str) -> Node:
-        least, most = keywords.count(schema, "minLength", where) or 0, keywords.count(schema, "maxLength", where)
-        if most is not None and least > most:
-            return NOTHING
-        texts = [
-            pattern.read(_text_of(item, where, "pattern"), self.rules, f"{where}.pattern", search=True)
-            for item in _as_list(schema.get("pattern"))
-        ]
-        for name in _as_list(schema.get("format")):
-            if name in strings.FORMATS:
-                texts.append(strings.regular(strings.FORMATS[str(name)], self.rules))
-            elif name not in strings.UNCHECKED_FORMATS:
-                known = ", ".join(sorted(strings.FORMATS))
-                raise InvalidInput(f"{where}.format: {str(name)[:80]!r} is not supported; these are: {known}")
-        if not texts:
-            return strings.free(self.rules, least, most)
-        if len(texts) == 1 and (least, most) == (0, None):
-            return strings.of_texts(texts[0], self.rules)
-        found = automaton.build(texts[0], self.rules)
-        for text in texts[1:]:
-            found = automaton.both(found, automaton.build(text, self.rules), self.rules)
-        if (least, most) != (0, None):
-            length = automaton.build(repeat(Characters(EVERY_CHARACTER), least, most), self.rules)
-            found = automaton.both(found, length, self.rules)
-        return strings.of_automaton(found, self.rules)
-
-    def _array(self, schema: Schema, where: str) -> Node:
-        first, rest = merging.places(schema, where)
-        least, most = keywords.count(schema, "minItems", where) or 0, keywords.count(schema, "maxItems", where)
-        if schema.get("contains") not in (None, False) and "minContains" not in schema and least == 0:
-            least = 1
-        if most is not None and least > most:
-            return NOTHING
-        items = [self.compile(item, f"{where}.prefixItems[{at}]") for at, item in enumerate(first)]
-        if most is not None:
-            items = items[:most]
-        other = (
-            self.rules.add("item", self.compile(rest, f"{where}.items"))
-            if most is None or most > len(items)
-            else NOTHING
-        )
-        if NOTHING in items:
-            items, other = items[: items.index(NOTHING)], NOTHING
-        more = None if most is None else most - len(items)
-        missing = max(0, least - len(items))
-        if items:
-            tail = self.rules.repeated(sequence(COMMA, other), missing, more, "items")
-        elif missing or more != 0:
-            after = self.rules.repeated(
-                sequence(COMMA, other), max(0, missing - 1), None if more is None else more - 1, "items"
-            )
-            tail = sequence(other, after) if missing else optional(sequence(other, after))
-        else:
-            tail = EMPTY
-        for at in range(len(items) - 1, -1, -1):
-            tail = sequence(COMMA, items[at], tail) if at else sequence(items[at], tail)
-            if at >= least:
-                tail = self.rules.add("rest", optional(tail))
-        return self.rules.add("array", sequence(Literal("["), tail, Literal("]")))
-
 
 def _unquoted(text: str) -> str:
     from urllib.parse import unquote
 
     return unquote(text)
-
-
-def _as_list(value: object) -> list[object]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _text_of(value: object, where: str, key: str) -> str:
-    return keywords.text({key: value}, key, where)
 
 
 def _disjoint(one: Schema | bool, other: Schema | bool) -> bool:
@@ -438,7 +306,7 @@ def _disjoint(one: Schema | bool, other: Schema | bool) -> bool:
     if first != {"object"} or second != {"object"}:
         return False
     left, right = one.get("properties", {}), other.get("properties", {})
-    required = set(_as_list(one.get("required"))) & set(_as_list(other.get("required")))
+    required = set(keywords.as_list(one.get("required"))) & set(keywords.as_list(other.get("required")))
     if not isinstance(left, Mapping) or not isinstance(right, Mapping):
         return False
     return any(name in required and name in right and _disjoint(left[name], right[name]) for name in left)

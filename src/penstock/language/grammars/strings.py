@@ -103,7 +103,12 @@ def of_automaton(found: automaton.Automaton, rules: Rules, hint: str = "text") -
     """A JSON string whose value the automaton accepts."""
     if automaton.empty(found):
         return choice()
-    return sequence(QUOTE, automaton.nodes(found, rules, hint, encode), QUOTE)
+
+    def one(ranges: Ranges) -> Node:
+        node = encode(ranges)
+        return rules.add("escaped", node) if isinstance(node, Choice) else node
+
+    return sequence(QUOTE, automaton.nodes(found, rules, hint, one), QUOTE)
 
 
 def keys_except(names: Iterable[str], taken: Iterable[Node], rules: Rules) -> Node:
@@ -136,13 +141,14 @@ _SHORTENED = "|".join(
     for before in range(1, 7)
 )
 
-# Source: RFC 3339 (without leap seconds, which no clock here can check), RFC 4122, RFC 2673, RFC 4291 (without the mixed
-# form), RFC 1123. Email and URI are the plain forms of RFC 5321 and RFC 3986: narrower than these, never wider.
+# Source: RFC 3339 (without leap seconds, which no clock here can check), RFC 4122, RFC 2673, RFC 4291 (without the
+# mixed form), RFC 1123. Email and URI are the plain forms of RFC 5321 and RFC 3986: narrower than these, never wider.
 FORMATS = {
     "date": _DATE,
     "time": _CLOCK,
     "date-time": f"{_DATE}T{_CLOCK}",
-    "duration": "P(?:[0-9]{1,4}W|(?:[0-9]{1,4}Y(?:[0-9]{1,4}M(?:[0-9]{1,4}D)?)?|[0-9]{1,4}M(?:[0-9]{1,4}D)?|[0-9]{1,4}D)"
+    "duration": "P(?:"
+    "[0-9]{1,4}W|(?:[0-9]{1,4}Y(?:[0-9]{1,4}M(?:[0-9]{1,4}D)?)?|[0-9]{1,4}M(?:[0-9]{1,4}D)?|[0-9]{1,4}D)"
     "(?:T(?:[0-9]{1,4}H(?:[0-9]{1,4}M(?:[0-9]{1,4}S)?)?|[0-9]{1,4}M(?:[0-9]{1,4}S)?|[0-9]{1,4}S))?"
     "|T(?:[0-9]{1,4}H(?:[0-9]{1,4}M(?:[0-9]{1,4}S)?)?|[0-9]{1,4}M(?:[0-9]{1,4}S)?|[0-9]{1,4}S))",
     "uuid": "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}",

@@ -1,4 +1,4 @@
-"""Grammars of tool calls: the text in which a model's template writes calls, with each tool's arguments by its schema."""
+"""Grammars of tool calls: the text in which a model's template writes them, with arguments by each tool's schema."""
 
 from __future__ import annotations
 
