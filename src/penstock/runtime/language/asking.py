@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
 import time
@@ -21,37 +20,25 @@ from penstock.core.language import (
     Event,
     Finished,
     Generation,
-    Grammar,
     Scores,
     Text,
     TextToken,
     TokenLogprob,
-    Tool,
     Usage,
     Vectors,
 )
 from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
 from penstock.language.detokenise import Detokeniser
-from penstock.language.grammars import Compiled, Compiler
-from penstock.runtime.language import checks, wire
+from penstock.language.grammars import Compiler
+from penstock.runtime.language import wire
 from penstock.runtime.language.choice_text import ChoiceText, text_token
 from penstock.runtime.language.figures import Gaps, Spoken
 from penstock.runtime.language.merging import merged
+from penstock.runtime.language.planning import Plan, Planner, check_end
+from penstock.runtime.language.reading import marks, reader
 from penstock.runtime.language.texts import Texts
 
 _MOST_TEXTS = 4096  # of one call for embeddings, scores or classes
-
-
-@dataclasses.dataclass(slots=True)
-class _Plan:
-    """One request, ready to be generated."""
-
-    text: str  # the prompt, where it is known; "" when only ids were given and nobody asks for it
-    token_ids: tuple[int, ...]
-    max_tokens: int
-    compiled: Compiled | None
-    grammar: Grammar | None
-    deadline: float
 
 
 @dataclasses.dataclass(slots=True)
@@ -76,14 +63,14 @@ class Session:
         self._door = door
         self._info = info
         self._texts = texts
-        self._compiler = compiler
         self._observe = observe
         timeout_s = described.config.get("timeout_s")
         self._timeout_s = float(timeout_s) if isinstance(timeout_s, int | float) else 600.0
+        self._planner = Planner(described.name, info, texts, compiler, self._timeout_s)
         template = texts.templates.default
         self.card = Card(
             described.name, str(described.version), info, texts.created, chat=template is not None,
-            tools=template is not None, reasons=False,
+            tools=template is not None, reasons=template is not None and texts.forms(template).reasons,
         )  # fmt: skip
 
     # --- generation ---
@@ -94,7 +81,7 @@ class Session:
 
     async def _ask(self, ask: Ask, received: float) -> AsyncIterator[Event]:
         progress = _Progress(received)
-        plan = await self._plan(ask, received)
+        plan = await self._planner.plan(ask, received)
         choices = [self._choice(ask, plan, choice) for choice in range(ask.n)]
         outcome = Cancelled.reason
         try:
@@ -128,7 +115,7 @@ class Session:
                 )
             )  # fmt: skip
 
-    async def _events(self, ask: Ask, plan: _Plan, choice: ChoiceText, progress: _Progress) -> AsyncIterator[Event]:
+    async def _events(self, ask: Ask, plan: Plan, choice: ChoiceText, progress: _Progress) -> AsyncIterator[Event]:
         first = True
         async with aclosing(self._deltas(ask, plan, choice.choice, progress)) as deltas:  # type: ignore[type-var]
             async for delta in deltas:
@@ -137,13 +124,13 @@ class Session:
                     for event in self._of_prompt(ask, plan, choice.choice, delta):
                         yield event
                 for event in choice.feed(delta):
-                    if isinstance(event, Finished) and event.reason == "stop" and event.stop is None and plan.compiled:
-                        plan.compiled.check("".join(choice.text_parts))
+                    if isinstance(event, Finished):
+                        check_end(plan, choice, event)
                     yield event
                 if choice.ended:
                     return
 
-    async def _deltas(self, ask: Ask, plan: _Plan, choice: int, progress: _Progress) -> AsyncIterator[Delta]:
+    async def _deltas(self, ask: Ask, plan: Plan, choice: int, progress: _Progress) -> AsyncIterator[Delta]:
         sampling = ask.sampling
         if choice and sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + choice)
@@ -176,16 +163,18 @@ class Session:
                 progress.gaps.join(gaps)
             await answers.aclose()  # type: ignore[attr-defined]  # a door's stream is an async generator
 
-    def _choice(self, ask: Ask, plan: _Plan, choice: int) -> ChoiceText:
+    def _choice(self, ask: Ask, plan: Plan, choice: int) -> ChoiceText:
         return ChoiceText(
             choice, self._texts.tokenizer,
             ends=self._texts.tokenizer.end_ids if not ask.sampling.ignore_eos else frozenset(),
             stop=ask.stop, stop_ids=frozenset(ask.stop_token_ids), include_stop=ask.include_stop,
             skip_special=ask.skip_special_tokens, continues=ask.prompt is not None or ask.continue_last,
             logprobs=ask.logprobs is not None,
+            shown=marks(plan.forms, self._texts.tokenizer, bool(plan.tools), plan.forced),
+            reader=reader(choice, ask, plan.forms, plan.tools, plan.text, plan.forced),
         )  # fmt: skip
 
-    def _of_prompt(self, ask: Ask, plan: _Plan, choice: int, delta: Delta) -> list[Event]:
+    def _of_prompt(self, ask: Ask, plan: Plan, choice: int, delta: Delta) -> list[Event]:
         if not ask.echo and (ask.prompt_logprobs is None or choice):
             return []
         tokens: tuple[TextToken, ...] = ()
@@ -196,73 +185,6 @@ class Session:
                 for token, found in zip(plan.token_ids, delta.prompt_logprobs, strict=False)
             )
         return [Text(choice, plan.text if ask.echo else "", tokens, prompt=True)]
-
-    # --- before it is generated ---
-
-    async def _plan(self, ask: Ask, received: float) -> _Plan:
-        info = self._info
-        if not info.generates:
-            raise Unsupported(f"model '{self.card.name}' does not generate text; ask it for embeddings")
-        checks.check(ask, info)
-        compiled = await self._compiled(ask)
-        grammar = self._grammar(ask, compiled)
-        text, ids = await self._prompt(ask)
-        count, context = len(ids), info.context_tokens
-        if not count:
-            raise InvalidInput("the prompt is empty; give at least one token", parameter=checks.name(ask, "prompt"))
-        if count >= context:
-            raise TooLarge(
-                f"the prompt has {count} tokens, and the model's context holds {context}, the answer included; shorten "
-                "it", parameter=checks.name(ask, "messages" if ask.prompt is None else "prompt"),
-                problem="context_length_exceeded",
-            )  # fmt: skip
-        room = context - count
-        if ask.max_tokens is not None and ask.max_tokens > room:
-            name = checks.name(ask, "max_tokens")
-            raise TooLarge(
-                f"{name} is {ask.max_tokens} and the prompt has {count} tokens: together more than the model's context "
-                f"of {context}; ask for at most {room}, or shorten the prompt",
-                parameter=name, problem="context_length_exceeded",
-            )  # fmt: skip
-        deadline = ask.deadline if ask.deadline != NO_DEADLINE else received + self._timeout_s
-        return _Plan(text, tuple(ids), ask.max_tokens or room, compiled, grammar, deadline)
-
-    async def _prompt(self, ask: Ask) -> tuple[str, list[int]]:
-        prompt = ask.prompt
-        if isinstance(prompt, str):
-            return prompt, await self._texts.encode(prompt)
-        if prompt is not None:
-            vocabulary = self._info.vocabulary
-            if any(not 0 <= token < vocabulary for token in prompt):
-                raise InvalidInput(
-                    f"{checks.name(ask, 'prompt')}: a token id is outside the model's vocabulary of {vocabulary}",
-                    parameter=checks.name(ask, "prompt"),
-                )
-            return (await self._texts.decode(prompt) if ask.echo else ""), list(prompt)
-        return await self._texts.prompt(ask, self._tools(ask), ask.template_arguments)
-
-    def _tools(self, ask: Ask) -> Sequence[Tool]:
-        return ask.tools if ask.tool_choice != "none" else ()
-
-    async def _compiled(self, ask: Ask) -> Compiled | None:
-        if ask.format.kind == "text":
-            return None
-        return await asyncio.to_thread(self._compiler.compile_format, ask.format, where=ask.names.get("format", ""))
-
-    def _grammar(self, ask: Ask, compiled: Compiled | None) -> Grammar | None:
-        if compiled is None or compiled.grammar is None:
-            return None
-        for grammar in (compiled.grammar, compiled.regex):
-            if grammar is not None and grammar.kind in self._info.grammars:
-                return grammar
-        name = checks.name(ask, "format")
-        raise InvalidInput(
-            f"{name} = {ask.format.kind}: this model's engine, {self._info.engine}, cannot hold its output to a grammar"
-            if not self._info.grammars else
-            f"{name} = {ask.format.kind}: this model's engine, {self._info.engine}, takes only "
-            f"{', '.join(sorted(self._info.grammars))}",
-            parameter=name, problem="unsupported_parameter",
-        )  # fmt: skip
 
     # --- the rest ---
 
@@ -281,10 +203,7 @@ class Session:
 
     async def render(self, ask: Ask) -> str:
         """See `core.language.LanguageModel.render`."""
-        checks.check(ask, self._info)
-        if ask.messages is None:
-            raise InvalidInput("give messages to be rendered, not a prompt")
-        return (await self._prompt(ask))[0]
+        return await self._planner.render(ask)
 
     async def embed(
         self, texts: Sequence[str | Sequence[int]], *, caller: str = "", deadline: float = NO_DEADLINE

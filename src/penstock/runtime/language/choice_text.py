@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import replace
 
 from penstock.core.language import (
     Delta,
@@ -21,25 +20,7 @@ from penstock.core.language import (
 from penstock.language.detokenise import Detokeniser
 from penstock.language.stop import StopStrings
 from penstock.language.tokenizer import Tokenizer
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a piece of text is made of, in this order: thoughts, then visible text, then calls."""
-
-    reasoning: str = ""
-    text: str = ""
-    calls: Sequence[ToolCallPart] = ()
-
-
-class Reader(Protocol):
-    """Tells thoughts and tool calls from visible text. `called` once a whole tool call was read."""
-
-    called: bool
-
-    def feed(self, text: str) -> Parts: ...
-
-    def finish(self) -> Parts: ...
+from penstock.runtime.language.reading import Reader
 
 
 class ChoiceText:
@@ -71,7 +52,8 @@ class ChoiceText:
         self._ends = ends
         self._stop_ids = stop_ids
         self._include_stop = include_stop
-        self._reader = reader
+        self.reader = reader
+        self._uncounted = 0  # tokens since the last event
         self._logprobs = logprobs
         self._spelt = 0  # characters that were made of tokens
         self._let_through = 0  # of these, those that no stop string can be of
@@ -96,40 +78,51 @@ class ChoiceText:
             shown += self._stops.finish()
         self._let_through += len(shown)
         final = bool(reason) or stopped is not None
-        events: list[Event] = []
-        self._read(shown, len(ids), final, events)
+        self._uncounted += len(delta.token_ids)
+        events = self._read(shown, final)
         if final:
             self.ended = True
-            called = self._reader is not None and self._reader.called
             how: FinishReason = "stop" if stopped is not None else reason  # type: ignore[assignment]
-            if called and how == "stop":
+            if self.reader is not None and self.reader.called and how == "stop":
                 how = "tool_calls"
             events.append(Finished(self.choice, how, stopped if stopped is not None else met))
         return events
 
-    def _read(self, shown: str, count: int, final: bool, events: list[Event]) -> None:
-        reader = self._reader
+    def _read(self, shown: str, final: bool) -> list[Event]:
+        reader = self.reader
         if reader is None:
-            text = shown
+            events: list[Event] = [Text(self.choice, shown)] if shown else []
         else:
-            parts = reader.feed(shown) if shown else Parts()
+            events = reader.feed(shown)
             if final:
-                last = reader.finish()
-                parts = Parts(parts.reasoning + last.reasoning, parts.text + last.text, (*parts.calls, *last.calls))
-            if parts.reasoning:
-                self.reasoning_tokens += count
-                events.append(Reasoning(self.choice, parts.reasoning))
-            text = parts.text
+                events += reader.finish()
         if self._logprobs:
-            tokens = self._ready(final)
-            if text or (tokens and reader is None):
-                events.append(Text(self.choice, text, tokens))
-        elif text:
-            events.append(Text(self.choice, text))
-        if text:
-            self.text_parts.append(text)
-        if reader is not None and parts.calls:
-            events += parts.calls
+            self._give_tokens(events, self._ready(final))
+        if events:
+            self._count(events)
+        return events
+
+    def _give_tokens(self, events: list[Event], tokens: tuple[TextToken, ...]) -> None:
+        """Tokens go with the visible text; those of thoughts and calls with nothing, as in the OpenAI API."""
+        for place, event in enumerate(events):
+            if isinstance(event, Text):
+                events[place] = replace(event, tokens=tokens)
+                return
+        if tokens and not events and self.reader is None:
+            events.append(Text(self.choice, "", tokens))
+
+    def _count(self, events: list[Event]) -> None:
+        """The first event is said to be of all tokens that came since the last one."""
+        first = events[0]
+        if isinstance(first, Text):
+            events[0] = Text(first.choice, first.text, first.tokens, first.prompt, self._uncounted)
+        elif isinstance(first, Reasoning):
+            events[0] = Reasoning(first.choice, first.text, self._uncounted)
+            self.reasoning_tokens += self._uncounted
+        elif isinstance(first, ToolCallPart):
+            events[0] = replace(first, count=self._uncounted)
+        self._uncounted = 0
+        self.text_parts += [event.text for event in events if isinstance(event, Text)]
 
     def _spell(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> str:
         texts = []

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from penstock.core.errors import InvalidInput, Unsupported
+from penstock.core.errors import InvalidInput
 from penstock.core.language import Ask, Tool
 from penstock.language import files
 from penstock.language.template import Template
 from penstock.language.templates import Templates, open_templates
 from penstock.language.tokenizer import Tokenizer, open_tokenizer
+from penstock.runtime.language.reading import Forms, forms
 
 # Characters that are tokenised on the loop: a millisecond's worth. Longer texts go to a thread.
 _SHORT = 2000
+_MOST_FORMS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Texts:
     templates: Templates
     created: int
     free_templates: bool
+    architecture: str = ""
+    _forms: dict[str, Forms] = field(default_factory=dict)  # by a template's text
 
     async def encode(self, text: str, special: bool = True, *, controls: bool = True) -> list[int]:
         """The ids of a text. Control tokens that it spells out are taken as such with `controls`."""
@@ -52,8 +56,8 @@ class Texts:
 
     def _prompt(self, ask: Ask, tools: Sequence[Tool], arguments: Mapping[str, object]) -> tuple[str, list[int]]:
         return self.template(ask, bool(tools)).encode(
-            self.tokenizer, list(ask.messages or ()), tools, continue_last=ask.continue_last, arguments=arguments,
-            now_s=time.time(),
+            self.tokenizer, list(ask.messages or ()), tools, add_generation_prompt=ask.add_generation_prompt,
+            continue_last=ask.continue_last, arguments=arguments, now_s=time.time(),
         )  # fmt: skip
 
     def template(self, ask: Ask, tools: bool) -> Template:
@@ -65,10 +69,16 @@ class Texts:
                 f"own by name ({known}); its owner allows others with `trust`",
                 parameter=ask.names.get("template", "template"), problem="unsupported_parameter",
             )  # fmt: skip
-        try:
-            return self.templates.pick(tools, ask.template)
-        except Unsupported as error:
-            raise Unsupported(f"{error.message}") from None
+        return self.templates.pick(tools, ask.template)
+
+    def forms(self, template: Template) -> Forms:
+        """How the output of this template's model is read."""
+        found = self._forms.get(template.source)
+        if found is None:
+            found = self._forms[template.source] = forms(template, self.tokenizer, self.architecture)
+            if len(self._forms) > _MOST_FORMS:
+                del self._forms[next(iter(self._forms))]
+        return found
 
 
 def read(path: Path, own_template: str = "", free_templates: bool = False) -> Texts:
@@ -84,4 +94,10 @@ def read(path: Path, own_template: str = "", free_templates: bool = False) -> Te
             override = Path(own_template).expanduser().read_text("utf-8")
         except (OSError, ValueError) as error:
             raise InvalidInput(f"the chat template {own_template} cannot be read: {error}") from None
-    return Texts(tokenizer, open_templates(found, tokenizer, override), int(path.stat().st_mtime), free_templates)
+    return Texts(
+        tokenizer,
+        open_templates(found, tokenizer, override),
+        int(path.stat().st_mtime),
+        free_templates,
+        found.architecture,
+    )
