@@ -246,7 +246,7 @@ def test_a_refusal_has_the_numbers_and_a_way_that_works() -> None:
     wish = memory.Wish(32768, 8)
     greedy = memory.plan(LLAMA_8B, LLAMACPP, free, context_tokens=32768, max_running=8, kv_cache_bytes=32 * GIB)
     said = memory.refusal("eight", LLAMA_8B, LLAMACPP, greedy, wish)
-    assert said.startswith("eight does not fit: with llamacpp, 8 sequences of 32768 tokens take 34.0 GiB")
+    assert said.startswith("eight does not fit: with llamacpp, 8 sequences of 32768 tokens take 34.1 GiB")
     assert "7.2 GiB may be used of 8.0 GiB" in said
     held = int(said.split("kv_cache_bytes = ")[1].split(" ")[0])
     assert memory.plan(LLAMA_8B, LLAMACPP, free, context_tokens=32768, max_running=8, kv_cache_bytes=held).fits

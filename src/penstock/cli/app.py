@@ -39,6 +39,7 @@ COMMANDS = {
     "down": "penstock.cli.down",
     "graph": "penstock.cli.graph",
     "evaluate-policy": "penstock.cli.evaluate_policy",
+    "memory": "penstock.cli.memory",
     "version": "penstock.cli.version",
 }
 

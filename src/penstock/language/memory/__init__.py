@@ -10,6 +10,7 @@ from penstock.language.memory.cache import CACHE_KINDS, cache_bytes
 from penstock.language.memory.engines import ENGINES, EngineTerms
 from penstock.language.memory.estimate import BITS, Estimate, Wish, estimate
 from penstock.language.memory.plan import (
+    USABLE,
     Plan,
     largest_concurrency,
     largest_context,
@@ -24,7 +25,24 @@ from penstock.language.memory.shape import Layer, Shape, Tensor
 DTYPES = tuple(BITS)
 
 __all__ = [
-    "CACHE_KINDS", "DTYPES", "ENGINES", "EngineTerms", "Estimate", "Layer", "Plan", "Shape", "Tensor", "Wish",
-    "cache_bytes", "estimate", "largest_concurrency", "largest_context", "plan", "read", "refusal", "sequence_bytes",
+    "CACHE_KINDS",
+    "DTYPES",
+    "ENGINES",
+    "USABLE",
+    "EngineTerms",
+    "Estimate",
+    "Layer",
+    "Plan",
+    "Shape",
+    "Tensor",
+    "Wish",
+    "cache_bytes",
+    "estimate",
+    "largest_concurrency",
+    "largest_context",
+    "plan",
+    "read",
+    "refusal",
+    "sequence_bytes",
     "size",
 ]  # fmt: skip

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from penstock.language.memory.shape import Shape
 
 _MIB = 1 << 20
-COMPRESSED = frozenset({"int8", "int4", "u8", "i8", "u4", "i4"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,11 @@ class EngineTerms:
 
     def cache_kind(self, shape: Shape, dtype: str) -> str:
         """The kind of KV cache that it uses when nobody says."""
-        if self.name == "openvino":  # f16 when the model asks for it; 8 bits otherwise (plugin's default on CPUs)
-            made = dtype or (self.default_dtype if shape.form != "openvino" else "")
+        if self.name == "openvino":
             if shape.cache_kind in self.cache_kinds:
                 return shape.cache_kind
-            return "u8" if made in COMPRESSED or (not made and shape.precision in COMPRESSED) else "f16"
+            # 8 bits is the CPU plugin's own choice; a graph that was made from f16 asks for f16.
+            return "u8" if shape.form == "openvino" else "f16"
         if self.name in ("vllm", "transformers"):
             held = dtype or shape.precision
             return "f32" if held == "f32" else "f16"
@@ -46,17 +45,17 @@ class EngineTerms:
 
 
 # llamacpp: 4 contexts, 1 to 16 sequences, f16 and q8_0 caches of SmolLM2 135M Q4_1 (vocabulary of 49,152).
-# openvino: the same model as f16, int8 and int4; weights stay mapped, and oneDNN keeps a second form: f32 of f16.
-# transformers and vllm: 2 processes' resident sizes in `docs/memory.md`; vllm's on its CPU build only.
+# openvino: the same model as f16, int8 and int4; the file stays mapped (f16: is read), the plugin keeps a form of its own.
+# transformers and vllm: rough, from single runs of one small model on a CPU; not calibrated.
 ENGINES: Mapping[str, EngineTerms] = {
     terms.name: terms
     for terms in (
         EngineTerms(
-            "llamacpp", 40 * _MIB, 320, {}, 0.0, True, 256, True, True, True, True, 512, 16, 512 * _MIB,
+            "llamacpp", 95 * _MIB, 320, {}, 0.0, True, 256, True, True, True, True, 512, 16, 512 * _MIB,
             cache_kinds=("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"),
         ),
         EngineTerms(
-            "openvino", 165 * _MIB, 0, {"f16": 2.0, "bf16": 2.0, "u8": 1.3, "i8": 1.3, "int8": 1.3}, 1.0, True, 32,
+            "openvino", 235 * _MIB, 0, {"f16": 2.0, "bf16": 2.0}, 1.0, True, 32,
             False, True, False, False, 512, 16, None, "int8", ("u8", "u4", "f16", "bf16", "f32"),
         ),
         EngineTerms(
