@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def engine_of(path: Path, name: str = "m", **options: Any) -> AsyncIterator[Engine]:
-    """An engine that serves the model at `path`. `options` are fields of ModelOptions."""
+async def engine_of(path: Path, name: str = "m", *, limits: Any = None, **options: Any) -> AsyncIterator[Engine]:
+    """An engine that serves the model at `path`. `options` are fields of ModelOptions, `limits` those of callers."""
     from penstock.runtime.engine import Engine
     from penstock.runtime.manager import Manager
     from penstock.runtime.options import ModelOptions, ServerOptions
@@ -28,7 +28,7 @@ async def engine_of(path: Path, name: str = "m", **options: Any) -> AsyncIterato
 
     metrics = Metrics()
     manager = Manager(metrics, 2)
-    engine = Engine(manager, ModelRepository([], manager, ServerOptions()), Tracing(), metrics, lambda _: {})
+    engine = Engine(manager, ModelRepository([], manager, ServerOptions()), Tracing(), metrics, lambda _: {}, limits)
     manager.on_change = engine.note_change
     manager.apply(MemorySource([ModelOptions(name=name, path=str(path), **options)]).poll())
     try:

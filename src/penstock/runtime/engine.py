@@ -13,7 +13,9 @@ from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 from penstock.runtime.fronts.wire import Table
 from penstock.runtime.inference import Inference
+from penstock.runtime.keys import KeyLimits
 from penstock.runtime.language.figures import Spoken
+from penstock.runtime.language.gate import Gates
 from penstock.runtime.language.session import Sessions
 from penstock.runtime.manager import Manager
 from penstock.runtime.tracing import Tracing
@@ -45,6 +47,7 @@ class Engine:
         tracing: Tracing,
         metrics: Metrics,
         set_logging: Callable[[Mapping[str, Parameter] | None], Mapping[str, Parameter]],
+        key_limits: Mapping[str, KeyLimits] | None = None,
     ) -> None:
         self.stopping = False
         self.close_by = 0.0  # monotonic; set when the server stops: what still computes then is cut
@@ -56,6 +59,7 @@ class Engine:
         self._metrics = metrics
         self._set_logging = set_logging
         self._inference = Inference()
+        self._gates = Gates(key_limits or {})
         self._sessions = Sessions(self, self.note_spoken)
         self._change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -63,14 +67,22 @@ class Engine:
 
     def submit(self, request: Request) -> asyncio.Future[Response]:
         """A future of the one answer; see `core.door.Door.submit`."""
-        return self._inference.submit(self._manager.find(request.model, request.version), request)
+        version = self._manager.find(request.model, request.version)
+        if request.internal:
+            return self._gates.submit(request, lambda: self._inference.submit(version, request))
+        return self._inference.submit(version, request)
 
     def stream(self, request: Request) -> AsyncIterator[Response]:
         """The answers of a stream; see `core.door.Door.stream`."""
         return self._stream(request)
 
     async def _stream(self, request: Request) -> AsyncIterator[Response]:
-        answers = self._inference.stream(self._manager.find(request.model, request.version), request)
+        version = self._manager.find(request.model, request.version)
+        answers = (
+            self._gates.stream(version, request, lambda: self._inference.stream(version, request))
+            if request.internal
+            else self._inference.stream(version, request)
+        )
         try:
             async for response in answers:
                 yield response

@@ -116,7 +116,9 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
     metrics.residency = residency.figures
     manager = Manager(metrics, available_cores(), residency)
     repository = ModelRepository([LocalSource(models, settle=server.model_control == "poll")], manager, server)
-    engine = Engine(manager, repository, Tracing(), metrics, lambda update: log_handle.update(update or {}))
+    engine = Engine(
+        manager, repository, Tracing(), metrics, lambda update: log_handle.update(update or {}), keys.limits
+    )
     manager.door = engine
     http = HttpListener(engine, http_protocols(), http_options(server, keys.keys, witness))
     async with contextlib.AsyncExitStack() as stack:

@@ -25,6 +25,8 @@ from penstock.runtime.language import fit, wire
 from penstock.runtime.language.choice import choose
 
 _LORA = "lora."
+# What the server reads for itself: a template instead of the model's own, what may wait, who shares requests.
+_OF_THE_SERVER = ("chat_template", "max_queued_tokens", "consumer_group")
 _TRIAL = Generation("warm-up", (1, 2, 3), 1)
 
 
@@ -94,8 +96,8 @@ class LanguageAdapter:
 def engine_context(context: LoadContext) -> EngineContext:
     """What the engine is told. Raises: LoadError for an option of ours that cannot be read."""
     own = {
-        "engine", "context_tokens", "max_running", "kv_cache_bytes", "dtype", "prefix_cache", "cache", "session",
-        "memory_check",
+        "engine", "context_tokens", "max_running", "kv_cache_bytes", "dtype", "prefix_cache", "cache", "memory_check",
+        *_OF_THE_SERVER,
     }  # fmt: skip
     options = context.options
     numbers: dict[str, int | None] = {}

@@ -82,6 +82,11 @@ class Batcher:
         """Requests that wait for a worker."""
         return self._lanes.size
 
+    @property
+    def slots(self) -> int:
+        """Batches and streams that its workers take at once, all together."""
+        return self._admission.slots
+
     def waited_s(self) -> float:
         """How long the request has waited that waits longest; 0 when none waits."""
         return self._lanes.waited_s(time.monotonic())

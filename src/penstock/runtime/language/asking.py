@@ -33,6 +33,7 @@ from penstock.language.grammars import Compiler
 from penstock.runtime.language import wire
 from penstock.runtime.language.choice_text import ChoiceText, text_token
 from penstock.runtime.language.figures import Gaps, Spoken
+from penstock.runtime.language.gate import CHOICE
 from penstock.runtime.language.merging import merged
 from penstock.runtime.language.planning import Plan, Planner, check_end
 from penstock.runtime.language.reading import marks, reader
@@ -140,6 +141,8 @@ class Session:
             ask.logprobs, ask.prompt_logprobs if not choice else None, ask.adapter, ask.priority, plan.deadline,
         )  # fmt: skip
         inputs, parameters = wire.ask(generation)
+        if choice:
+            parameters[CHOICE] = choice  # they are one request together
         request = Request(
             self.card.name, inputs, self.card.version, ask.id, parameters, (), plan.deadline, ask.priority,
             Timings(received=progress.received), ask.trace, ask.caller, internal=True,
