@@ -7,7 +7,9 @@ What a template can do is learnt once, by giving it made-up messages; what it la
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -15,9 +17,11 @@ from penstock.core.language import Message, Tool, ToolCall
 from penstock.language.guard import Marking
 
 Written = dict[str, object]
-Probe = Callable[[list[Written], list[Written]], str | None]
+Probe = Callable[[list[Written], Mapping[str, object]], str | None]
 
 _NEEDLE = "ZQ7needle"
+_SHORT_ID = 9
+_LOOKS_AT_NONE = re.compile(r"tools\s*(?:=|is|is not|!=|==)\s*[Nn]one|tools is defined and tools\b")
 
 # Hermes' words, which Qwen 2.5 took over and most small models have seen. Source: the chat template of
 # Qwen2.5-Instruct; https://github.com/NousResearch/Hermes-Function-Calling
@@ -41,6 +45,12 @@ class Conversation:
         # Templates name the reasoning of earlier turns differently; one that names it not at all is not given it.
         self._reasoning_keys = [name for name in ("reasoning_content", "reasoning", "thinking") if name in source]
         self._developer = "developer" in source
+        # What a template is given without tools: `tools` as none, like transformers, or nothing at all where it looks
+        # only whether there is such a thing, and would tell of no tools.
+        only_defined = "tools is defined" in source and not _LOOKS_AT_NONE.search(source)
+        self.none_of_tools: Mapping[str, object] = {} if only_defined else {"tools": None}
+        # Mistral's templates refuse ids of calls that are not nine letters and digits.
+        self._short_ids = "Tool call IDs should be alphanumeric" in source
 
     def prepare(
         self, messages: Sequence[Message], tools: Sequence[Tool], marking: Marking
@@ -70,7 +80,7 @@ class Conversation:
         if message.tool_calls:
             written["tool_calls"] = [self._call(call, marking) for call in message.tool_calls]
         if message.tool_call_id:
-            written["tool_call_id"] = marking.text(message.tool_call_id)
+            written["tool_call_id"] = marking.text(self._id(message.tool_call_id))
         return written
 
     def _call(self, call: ToolCall, marking: Marking) -> Written:
@@ -80,20 +90,31 @@ class Conversation:
             with contextlib.suppress(ValueError, RecursionError):
                 arguments = marking.value(json.loads(call.arguments or "{}"))
         name = marking.text(call.name)
-        return {"id": call.id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        return {
+            "id": marking.text(self._id(call.id)),
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+
+    def _id(self, call_id: str) -> str:
+        """The id of a call as the template takes it: the same one for the same one."""
+        if not self._short_ids or (len(call_id) == _SHORT_ID and call_id.isascii() and call_id.isalnum()):
+            return call_id
+        return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:_SHORT_ID]
 
     @cached_property
     def _wants_objects(self) -> bool:
-        """Whether the template writes a call's arguments as JSON itself."""
-        shown = self._probe(_called({_NEEDLE: "x"}), _PROBE_TOOLS)
-        if shown is not None and f'"{_NEEDLE}"' in shown:
-            return True
-        as_text = self._probe(_called(json.dumps({_NEEDLE: "x"})), _PROBE_TOOLS)
-        return not (as_text is not None and f'"{_NEEDLE}"' in as_text)
+        """Whether the template writes a call's arguments itself; else it puts the text of them in its place."""
+        shown = self._probe(_called({_NEEDLE: "x"}), {"tools": _PROBE_TOOLS})
+        if shown is not None:
+            return f"'{_NEEDLE}'" not in shown  # an object as Python prints it is no template's intention
+        return self._probe(_called(json.dumps({_NEEDLE: "x"})), {"tools": _PROBE_TOOLS}) is None
 
     @cached_property
     def _knows_system(self) -> bool:
-        shown = self._probe([{"role": "system", "content": _NEEDLE}, {"role": "user", "content": "x"}], [])
+        shown = self._probe(
+            [{"role": "system", "content": _NEEDLE}, {"role": "user", "content": "x"}], self.none_of_tools
+        )
         return shown is not None and _NEEDLE in shown
 
 

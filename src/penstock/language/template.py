@@ -110,7 +110,7 @@ class Template:
             **self._special,
             **{key: marking.value(value) for key, value in (arguments or {}).items()},
             "messages": written,
-            "tools": described or None,
+            **({"tools": described} if described else self._conversation.none_of_tools),
             "add_generation_prompt": add_generation_prompt and not continue_last,
         }
         rendered = self._run(values, now_s)
@@ -138,11 +138,10 @@ class Template:
             raise InvalidInput(f"the prompt has {len(found)} characters; {_MOST_PROMPT} are allowed")
         return found
 
-    def _probe(self, messages: list[dict[str, object]], tools: list[dict[str, object]]) -> str | None:
+    def _probe(self, messages: list[dict[str, object]], tools: Mapping[str, object]) -> str | None:
         """What the template makes of made-up messages, to learn what it can do; None when it refuses."""
-        values = {**self._special, "messages": messages, "tools": tools or None, "add_generation_prompt": True}
         try:
-            return self._run(values, 0.0)
+            return self._run({**self._special, **tools, "messages": messages, "add_generation_prompt": True}, 0.0)
         except InvalidInput:
             return None
 
