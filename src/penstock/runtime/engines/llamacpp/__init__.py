@@ -84,38 +84,43 @@ class LlamaEngine:
 
     async def _answer(self, generation: Generation) -> AsyncGenerator[Delta, None]:
         run = _Run(generation, self._ends)
-        body = wire.request(generation, self._adapters, prefix_cache=self._cached)
-        async for parts in self._parts(body):
-            for part in parts:
-                if part.error is not None:
-                    raise wire.error_of(part.error)
-                if part.prompt_progress is not None:
-                    run.cached = part.prompt_progress.cache
-                elif part.stop:
-                    if lost := part.tokens_predicted - len(run.said):
-                        await self._add_cut_off(run, lost)
-                    run.finish(part.stop_type)
+        for asked in _stages(generation):
+            run.begin(asked)
+            ids = (*generation.token_ids, *run.said)
+            left = dataclasses.replace(asked, token_ids=ids, max_tokens=asked.max_tokens - len(run.said))
+            async with contextlib.aclosing(self._parts(left)) as stream:
+                async for parts in stream:
+                    for part in parts:
+                        await self._take(run, part)
+                    if run.new or run.reason:
+                        yield self._delta(run)
+                    if run.reason or run.left_off:
+                        break
+                    if time.monotonic() >= generation.deadline:
+                        raise DeadlineExceeded(f"the deadline passed after {len(run.said)} tokens")
                 else:
-                    await self._take(run, part)
-                if run.reason:
-                    break
-            if run.new or run.reason:
-                yield self._delta(run)
+                    raise ServableError("llama.cpp left off in the middle of an answer")
             if run.reason:
                 return
-            if time.monotonic() >= generation.deadline:
-                raise DeadlineExceeded(f"the deadline passed after {len(run.said)} tokens")
-        raise ServableError("llama.cpp left off in the middle of an answer")
 
     async def _take(self, run: _Run, part: wire.Part) -> None:
-        """One token, after those that llama.cpp held back because they are parts of one character."""
-        generation, last = run.generation, part.tokens[-1]
-        lost = part.tokens_predicted - len(run.said) - 1
-        if lost > 0:
-            for token in self._pieces.held_back(part.content, last, lost):
+        """One message: a token, after those that were held back because they are parts of one character; or an end."""
+        if part.error is not None:
+            raise wire.error_of(part.error)
+        lost = part.tokens_predicted - (len(run.said) - run.before)
+        if run.reason or run.left_off:
+            return
+        if part.prompt_progress is not None:
+            run.cached = part.prompt_progress.cache
+        elif part.stop:
+            await self._add_cut_off(run, lost)
+            run.end(part.stop_type)
+        else:
+            for token in self._pieces.held_back(part.content, part.tokens[-1], lost - 1) if lost > 1 else ():
                 await self._add_held_back(run, token)
-        probabilities = part.completion_probabilities
-        run.add(last, wire.logprob(probabilities[-1], generation.logprobs or 0) if probabilities else None)
+            probabilities = part.completion_probabilities
+            logprobs = run.generation.logprobs or 0
+            run.add(part.tokens[-1], wire.logprob(probabilities[-1], logprobs) if probabilities else None)
 
     async def _add_held_back(self, run: _Run, token: int) -> None:
         """A token that llama.cpp told only as part of a text, or not at all."""
@@ -167,9 +172,9 @@ class LlamaEngine:
             self._hits += max(run.cached, 0)
         return run.delta(run.cached if first else -1, self.load())
 
-    async def _parts(self, body: Mapping[str, object]) -> AsyncIterator[list[wire.Part]]:
+    async def _parts(self, generation: Generation) -> AsyncGenerator[list[wire.Part], None]:
         """The messages of a stream: those that came together, together."""
-        data = msgspec.json.encode(body)
+        data = msgspec.json.encode(wire.request(generation, self._adapters, prefix_cache=self._cached))
         async with self._client().post("http://llama/completion", data=data, headers=self._headers) as response:
             if response.status != 200:
                 raise wire.read_fault(await response.read(), response.status)
@@ -221,6 +226,23 @@ class LlamaEngine:
         self._server = None  # its destructor ends its loop and waits for it
 
 
+def _stages(generation: Generation) -> list[Generation]:
+    """First the tokens before which it must not end, then the rest; each counts `max_tokens` from the beginning."""
+    sampling = generation.sampling
+    if not sampling.min_tokens or sampling.ignore_eos:
+        return [generation]
+    if generation.grammar is not None:
+        raise InvalidInput(
+            "min_tokens: llama.cpp cannot put off the end of what a grammar holds", parameter="min_tokens"
+        )
+    endless = dict(sampling.logit_bias) | dict.fromkeys(generation.stop_token_ids, -_CERTAIN)
+    first = dataclasses.replace(
+        generation, max_tokens=min(sampling.min_tokens, generation.max_tokens),
+        sampling=dataclasses.replace(sampling, ignore_eos=True, logit_bias=endless),
+    )  # fmt: skip
+    return [first, generation] if first.max_tokens < generation.max_tokens else [first]
+
+
 def _ends(config: Mapping[str, object], tokens: Sequence[str]) -> frozenset[int]:
     """The tokens at which llama.cpp ends."""
     told = (config.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
@@ -248,6 +270,9 @@ class _Run:
         self.said: list[int] = []
         self.told = 0  # of these
         self.cached = 0
+        self.left_off = False  # at the end of a stage
+        self.before = 0  # tokens said before this stage
+        self._stage = generation
         self.reason: Literal["", "stop", "length"] = ""
         self._logprobs: list[TokenLogprob] = []
 
@@ -267,11 +292,20 @@ class _Run:
         elif len(self.said) >= self.generation.max_tokens:
             self.reason = "length"
 
-    def finish(self, stop_type: str) -> None:
+    def begin(self, stage: Generation) -> None:
+        """The next of `_stages`."""
+        self._stage, self.before, self.left_off = stage, len(self.said), False
+
+    def end(self, stop_type: str) -> None:
         """What llama.cpp says of the end. Raises: ServableError when it is none."""
         if stop_type not in ("eos", "limit"):
             raise ServableError(f"llama.cpp left off without an end ({stop_type})")
-        self.reason = self.reason or ("stop" if stop_type == "eos" else "length")
+        if stop_type == "eos":
+            self.reason = self.reason or "stop"
+        elif self._stage.max_tokens < self.generation.max_tokens and len(self.said) >= self._stage.max_tokens:
+            self.left_off = True
+        else:
+            self.reason = self.reason or "length"
 
     def delta(self, cached: int, load: EngineLoad) -> Delta:
         """All since the last one."""

@@ -124,7 +124,7 @@ def info(files: ModelFiles, settings: Settings, version: str) -> EngineInfo:
         engine="llamacpp", engine_version=version, context_tokens=settings.context_tokens,
         vocabulary=len(tokens) if isinstance(tokens, list) else 0, generates=generates, embeds=not generates,
         grammars=frozenset({"ebnf"}) if generates else frozenset(), top_logprobs=_MOST_TOP_LOGPROBS, logit_bias=True,
-        min_p=True, ignore_eos=True, adapters="request" if settings.adapters else "none",
+        min_p=True, min_tokens=True, ignore_eos=True, adapters="request" if settings.adapters else "none",
         adapter_names=tuple(settings.adapters), prefix_cache=generates, max_running=settings.max_running,
         kv_bytes_per_token=settings.kv_bytes_per_token, kv_capacity=settings.kv_capacity,
         weights_bytes=sum(tensor.size_bytes for tensor in header.tensors),
