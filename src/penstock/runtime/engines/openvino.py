@@ -1,0 +1,427 @@
+"""OpenVINO GenAI's continuous batching: the engine for x86 CPUs. GGUF and Hugging Face folders are converted once.
+
+One task on the worker's loop owns the pipeline: it steps while anything runs, hands out what each sequence has got, and
+lets the loop turn before the next step. A thread would win nothing, because `step()` holds the interpreter's lock.
+Options: `chunk_tokens` (of prompts, in one step), `kv_cache` (precision: "f16", "u8").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from penstock.core.errors import InvalidInput, LoadError, Overloaded, TooLarge
+from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation, TokenLogprob
+from penstock.core.nearest import nearest
+from penstock.language import files as language_files
+from penstock.language.files import ModelFiles
+from penstock.language.tokenizer import open_tokenizer
+from penstock.runtime import conversion
+from penstock.runtime.conversion import cache
+from penstock.runtime.conversion.grammar_trial import GrammarTrial
+from penstock.runtime.conversion.minimal_tokenizer import minimal_tokenizer
+from penstock.runtime.conversion.openvino_ir import forbid_telemetry
+from penstock.runtime.engines import Engine, EngineContext
+
+_OPTIONS = ("chunk_tokens", "kv_cache")
+_BLOCK = 32  # tokens of a block of KV cache on CPUs
+_MAX_RUNNING = 64
+_KV_SHARE, _MOST_KV_BYTES = 0.25, 4 << 30  # of free memory, when nobody says how much
+_TURNS = 3  # of the loop between two steps: a Delta passes through the generator, the servable and the channel
+_LOAD_EVERY_S = 0.25
+# A step computes at most so many tokens of prompts: about half a second's work at 50 GFLOP/s a thread (int8, AVX-512).
+_CHUNK_FLOPS = 25e9
+_LEAST_CHUNK, _MOST_CHUNK = 64, 512
+
+
+class _Stream:
+    """What one sequence has got and nobody has taken yet."""
+
+    def __init__(self, generation: Generation, handle: Any) -> None:
+        self.generation = generation
+        self.handle = handle
+        self.deltas: list[Delta] = []
+        self.error: Exception | None = None
+        self.arrived = asyncio.Event()
+        self.ended = False
+
+    def put(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        self.ended = bool(delta.finish_reason)
+        self.arrived.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error, self.ended = error, True
+        self.arrived.set()
+
+
+class OpenVinoEngine:
+    """One pipeline and its sequences."""
+
+    def __init__(
+        self, pipeline: Any, trial: GrammarTrial, info: EngineInfo, defaults: Mapping[str, Any], ends: Sequence[int]
+    ) -> None:
+        self._pipeline = pipeline
+        self._trial = trial
+        self._defaults = defaults
+        self._ends = tuple(ends)
+        self._streams: dict[int, _Stream] = {}
+        self._count = 0
+        self._stepping: asyncio.Task[None] | None = None
+        self._load_at = 0.0
+        self._tried: set[tuple[str, str]] = set()
+        self.info = info
+
+    async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
+        """Tokens as they come. Raises: InvalidInput, TooLarge, Overloaded."""
+        import numpy as np
+        import openvino
+
+        if not generation.token_ids:
+            raise InvalidInput("the prompt has no tokens")
+        if min(generation.token_ids) < 0 or max(generation.token_ids) >= self.info.vocabulary:
+            raise InvalidInput(f"the prompt has ids outside of the vocabulary, 0 to {self.info.vocabulary - 1}")
+        if len(generation.token_ids) + generation.max_tokens > self.info.context_tokens:
+            raise TooLarge(
+                f"{len(generation.token_ids)} tokens of prompt and {generation.max_tokens} of output do not fit into "
+                f"the context of {self.info.context_tokens}"
+            )
+        config = self._config(generation)
+        self._count += 1
+        number = self._count
+        ids = openvino.Tensor(np.array([generation.token_ids], np.int64))
+        stream = _Stream(generation, self._pipeline.add_request(number, ids, config))
+        self._streams[number] = stream
+        self._step_on()
+        try:
+            while True:
+                await stream.arrived.wait()
+                stream.arrived.clear()
+                taken, stream.deltas = stream.deltas, []
+                for delta in taken:
+                    yield delta
+                if stream.ended and not stream.deltas:
+                    if stream.error is not None:
+                        raise stream.error
+                    return
+        finally:
+            del self._streams[number]
+            if not stream.ended:
+                stream.handle.cancel()
+                self._step_on()  # the next step frees its blocks
+
+    async def embed(self, batch: Sequence[Sequence[int]]) -> list[list[float]]:
+        raise NotImplementedError  # `info` says that it does not embed
+
+    async def score(self, batch: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        raise NotImplementedError  # `info` says that it neither ranks nor classifies
+
+    def load(self) -> EngineLoad:
+        found = self._pipeline.get_metrics()
+        if not self._pipeline.has_non_finished_requests():  # the metrics are those of the last step
+            return EngineLoad(kv_capacity=self.info.kv_capacity)
+        running = int(found.scheduled_requests)
+        used = round(found.cache_usage / 100 * self.info.kv_capacity)
+        return EngineLoad(running, max(0, len(self._streams) - running), used, self.info.kv_capacity)
+
+    async def close(self) -> None:
+        """Ends what runs. The pipeline's memory goes with the last reference."""
+        for stream in self._streams.values():
+            stream.handle.cancel()
+        if self._stepping is not None and not self._stepping.done():
+            self._stepping.cancel()
+            with contextlib.suppress(asyncio.CancelledError, RuntimeError):  # RuntimeError: it was of a loop that ended
+                await self._stepping
+
+    def _step_on(self) -> None:
+        if self._stepping is None or self._stepping.done():
+            self._stepping = asyncio.get_running_loop().create_task(self._steps())
+
+    async def _steps(self) -> None:
+        try:
+            while self._pipeline.has_non_finished_requests():
+                self._pipeline.step()
+                self._hand_out()
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
+            self._hand_out()
+        except Exception as error:  # the pipeline's state is unknown: the worker is replaced
+            print(f"openvino: a step failed, the worker ends: {error}", file=sys.stderr, flush=True)
+            os._exit(70)
+
+    def _hand_out(self) -> None:
+        now = time.monotonic()
+        load = None
+        if now - self._load_at >= _LOAD_EVERY_S:
+            self._load_at, load = now, self.load()
+        for stream in list(self._streams.values()):
+            if stream.ended:
+                continue
+            while not stream.ended and stream.handle.can_read():
+                for output in stream.handle.read().values():
+                    stream.put(_ended_early(stream, _delta(stream.generation, output, load)))
+            if not stream.ended and stream.handle.get_status().name == "IGNORED":
+                stream.fail(Overloaded("the KV cache has no room for this prompt: send a shorter one, or try later"))
+
+    def _config(self, generation: Generation) -> Any:
+        import openvino_genai
+
+        asked, defaults = generation.sampling, self._defaults
+        config = openvino_genai.GenerationConfig(max_new_tokens=generation.max_tokens)
+        temperature = _first(asked.temperature, defaults.get("temperature"), 1.0)
+        if temperature > 0:
+            config.do_sample = True
+            config.temperature = temperature
+            config.top_p = _first(asked.top_p, defaults.get("top_p"), 1.0) or 1e-6  # 0 is the likeliest only
+            if top_k := _first(asked.top_k, defaults.get("top_k"), 0):
+                config.top_k = top_k
+            config.min_p = min(_first(asked.min_p, defaults.get("min_p"), 0.0), 1 - 1e-6)  # it refuses 1
+            config.rng_seed = secrets.randbits(32) if asked.seed is None else asked.seed % (1 << 64)
+        config.presence_penalty, config.frequency_penalty = asked.presence_penalty, asked.frequency_penalty
+        config.repetition_penalty = _first(asked.repetition_penalty, defaults.get("repetition_penalty"), 1.0)
+        config.min_new_tokens = asked.min_tokens
+        config.ignore_eos = asked.ignore_eos
+        if self._ends:
+            config.eos_token_id = self._ends[0]
+        config.stop_token_ids = {*generation.stop_token_ids, *self._ends}
+        config.logprobs = 0 if generation.logprobs is None else 1
+        if grammar := generation.grammar:
+            names = {"regex": "regex", "ebnf": "grammar", "json": "json_schema"}
+            config.structured_output_config = openvino_genai.StructuredOutputConfig(
+                **{names[grammar.kind]: grammar.text}
+            )
+            self._try(grammar.kind, grammar.text)
+        try:
+            config.validate()
+        except RuntimeError as error:
+            said = str(error).strip().splitlines() or [""]
+            raise InvalidInput(f"the engine does not take these parameters: {said[-1][:300]}") from None
+        return config
+
+    def _try(self, kind: str, text: str) -> None:
+        if (kind, text) in self._tried:
+            return
+        import openvino_genai
+
+        names = {"regex": "regex", "ebnf": "grammar", "json": "json_schema"}
+        config = openvino_genai.GenerationConfig(max_new_tokens=1)
+        config.eos_token_id = self._ends[0] if self._ends else 0
+        config.structured_output_config = openvino_genai.StructuredOutputConfig(**{names[kind]: text})
+        self._trial.check(config)
+        if len(self._tried) >= 256:
+            self._tried.clear()
+        self._tried.add((kind, text))
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _ended_early(stream: _Stream, delta: Delta) -> Delta:
+    """With `ignore_eos` the pipeline ignores all ids that end; those that were asked for are met here."""
+    generation = stream.generation
+    if not generation.sampling.ignore_eos:
+        return delta
+    at = next((at for at, token in enumerate(delta.token_ids, 1) if token in generation.stop_token_ids), 0)
+    if not at:
+        return delta
+    stream.handle.cancel()
+    return replace(delta, token_ids=delta.token_ids[:at], logprobs=delta.logprobs[:at], finish_reason="stop")
+
+
+def _delta(generation: Generation, output: Any, load: EngineLoad | None) -> Delta:
+    tokens = tuple(output.generated_ids)
+    logprobs: tuple[TokenLogprob, ...] = ()
+    if generation.logprobs is not None:
+        logprobs = tuple(map(TokenLogprob, tokens, output.generated_log_probs))
+    reasons: dict[str, Literal["", "stop", "length"]] = {"STOP": "stop", "LENGTH": "length"}
+    return Delta(tokens, logprobs, finish_reason=reasons.get(output.finish_reason.name, ""), load=load)
+
+
+class OpenVinoPlug:
+    """Generates from GGUF files, Hugging Face and OpenVINO folders."""
+
+    name = "openvino"
+    preference = 80
+    devices = frozenset({"cpu"})
+
+    def fit(self, files: ModelFiles) -> str:
+        if importlib.util.find_spec("openvino_genai") is None:
+            return 'openvino-genai is not installed: pip install "penstock[openvino]"'
+        return conversion.reason(files)
+
+    def load(self, files: ModelFiles, context: EngineContext) -> Engine:
+        forbid_telemetry()
+        options = dict(context.options)
+        if unknown := [name for name in options if name not in _OPTIONS]:
+            raise LoadError(f"engine openvino has no option {unknown[0]!r}{nearest(unknown[0], _OPTIONS)}")
+        folder = conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
+        try:
+            return _loaded(files, folder, context)
+        except RuntimeError as error:
+            if folder == files.path:
+                raise LoadError(f"OpenVINO cannot load {files.path.name}: {_short(error)}") from error
+            cache.forget(folder)  # it was whole as far as could be seen: it is made again, once
+        folder = conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
+        try:
+            return _loaded(files, folder, context)
+        except RuntimeError as error:
+            raise LoadError(f"OpenVINO cannot load {files.path.name}: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[-400:]
+
+
+def _loaded(files: ModelFiles, folder: Path, context: EngineContext) -> Engine:
+    import openvino
+    import openvino_genai
+
+    words = open_tokenizer(files)
+    shape = _Shape(openvino.Core().read_model(folder / "openvino_model.xml"))
+    ends, defaults = _ends(files, words), _defaults(files)
+    pieces = [words.piece(index) for index in range(shape.vocabulary)]
+    tokenizer = minimal_tokenizer(pieces, ends[0] if ends else 0)
+    longest = _context_tokens(files, context)
+    running = context.max_running or _MAX_RUNNING
+    schedule = openvino_genai.SchedulerConfig()
+    schedule.max_num_seqs = running
+    schedule.dynamic_split_fuse = True
+    schedule.enable_prefix_caching = context.prefix_cache
+    schedule.max_num_batched_tokens = _chunk(context, shape.weights)
+    per_token = shape.kv_numbers * 2
+    capacity = _kv_bytes(context, per_token, longest, running) // (per_token * _BLOCK) * _BLOCK
+    schedule.num_kv_blocks = capacity // _BLOCK
+    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": context.threads}
+    if precision := context.options.get("kv_cache"):
+        if precision not in ("f16", "u8"):
+            raise LoadError(f"kv_cache = {precision!r}: it is f16 or u8")
+        properties["KV_CACHE_PRECISION"] = precision
+    properties |= _adapter(context.adapters)
+    pipeline = openvino_genai.ContinuousBatchingPipeline(folder, tokenizer, schedule, "CPU", **properties)
+    reserved = int(pipeline.get_metrics().cache_size_in_bytes)
+    trial = GrammarTrial(tokenizer, shape.vocabulary)
+    info = EngineInfo(
+        engine="openvino", engine_version=version("openvino-genai"), context_tokens=min(longest, capacity),
+        vocabulary=shape.vocabulary, grammars=frozenset({"regex", "ebnf"}), min_p=True, min_tokens=True,
+        ignore_eos=True, adapters="process" if context.adapters else "none", adapter_names=tuple(context.adapters),
+        prefix_cache=context.prefix_cache, max_running=running, kv_capacity=capacity,
+        kv_bytes_per_token=reserved // capacity or per_token,
+        weights_bytes=(folder / "openvino_model.bin").stat().st_size, precision=shape.precision,
+        note="" if folder == files.path else f"converted from {files.kind}", seeded=not context.prefix_cache,
+    )  # fmt: skip
+    return OpenVinoEngine(pipeline, trial, info, defaults, ends)
+
+
+class _Shape:
+    """What a graph says of itself: numbers of KV cache for one token, of weights, of tokens it knows."""
+
+    def __init__(self, model: Any) -> None:
+        self.vocabulary = int(model.output("logits").get_partial_shape()[-1].get_length())
+        self.kv_numbers = 0
+        self.weights = 0
+        kinds: dict[str, int] = {}
+        for node in model.get_ops():
+            kind = node.get_type_name()
+            if kind == "ReadValue":  # keys or values of a layer: (batch, heads, tokens, size)
+                axes = node.get_output_partial_shape(0)
+                self.kv_numbers += int(axes[1].get_length()) * int(axes[3].get_length())
+            elif kind == "Constant":
+                count = int(node.get_output_size() and _elements(node))
+                name = str(node.get_element_type().get_type_name())
+                kinds[name] = kinds.get(name, 0) + count
+        self.weights = sum(kinds.values())
+        largest = max(kinds, key=lambda name: kinds[name])
+        self.precision = {"u8": "int8", "i8": "int8", "u4": "int4", "i4": "int4"}.get(largest, largest)
+
+
+def _elements(node: Any) -> int:
+    count = 1
+    for size in node.get_output_shape(0):
+        count *= int(size)
+    return count
+
+
+def _chunk(context: EngineContext, weights: int) -> int:
+    asked = context.options.get("chunk_tokens")
+    if asked is not None:
+        if not isinstance(asked, int) or isinstance(asked, bool) or asked < _BLOCK:
+            raise LoadError(f"chunk_tokens = {asked!r}: write a whole number from {_BLOCK}")
+        return asked
+    most = int(_CHUNK_FLOPS * context.threads / (2 * max(1, weights)))
+    return max(_LEAST_CHUNK, min(_MOST_CHUNK, most // _BLOCK * _BLOCK))
+
+
+def _kv_bytes(context: EngineContext, per_token: int, longest: int, running: int) -> int:
+    """As asked; else room for every sequence's whole context, at most a quarter of free memory and 4 GiB."""
+    least = (longest + _BLOCK) * per_token
+    if context.kv_cache_bytes is not None:
+        return max(context.kv_cache_bytes, 2 * _BLOCK * per_token)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(
+        least * running, max(int(free * _KV_SHARE * context.device_fraction), 4 * _BLOCK * per_token), _MOST_KV_BYTES
+    )
+
+
+def _context_tokens(files: ModelFiles, context: EngineContext) -> int:
+    key = f"{files.architecture}.context_length" if files.kind == "gguf" else "max_position_embeddings"
+    own = files.config.get(key)
+    longest = own if isinstance(own, int) and own > 0 else 4096
+    return min(longest, context.context_tokens or longest)
+
+
+def _generation_config(files: ModelFiles) -> Mapping[str, Any]:
+    path = files.path / "generation_config.json"
+    return language_files.read_json(path) if files.kind != "gguf" and path.exists() else {}
+
+
+def _ends(files: ModelFiles, words: Any) -> list[int]:
+    """Ids that end a text: of generation_config.json, else of config.json or the GGUF header."""
+    if files.kind == "gguf":
+        keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+        found: list[object] = [files.config.get(f"tokenizer.ggml.{key}") for key in keys]
+    else:
+        said = _generation_config(files).get("eos_token_id", files.config.get("eos_token_id"))
+        found = list(said) if isinstance(said, list) else [said]
+    return list(dict.fromkeys(index for index in found if isinstance(index, int) and not isinstance(index, bool)))
+
+
+def _defaults(files: ModelFiles) -> Mapping[str, Any]:
+    said = _generation_config(files)
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return {name: said[name] for name in names if isinstance(said.get(name), (int, float))}
+
+
+def _adapter(adapters: Mapping[str, Path]) -> dict[str, Any]:
+    """The one LoRA adapter, fused into the weights. Raises: LoadError for several."""
+    if not adapters:
+        return {}
+    if len(adapters) > 1:
+        raise LoadError(
+            f"OpenVINO takes one LoRA adapter for a whole process, not {', '.join(adapters)}: load the model once for "
+            'each, or with engine = "llamacpp", which chooses them by request'
+        )
+    import openvino_genai
+
+    (path,) = adapters.values()
+    config = language_files.read_json(path / "adapter_config.json")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+        raise LoadError(f"{path.name}/adapter_config.json lacks r or lora_alpha")
+    scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+    mode = openvino_genai.AdapterConfig.Mode.MODE_STATIC
+    adapter = openvino_genai.Adapter(path / "adapter_model.safetensors")
+    return {"adapters": openvino_genai.AdapterConfig(adapter, scale, mode)}
+
+
+plug = OpenVinoPlug()
