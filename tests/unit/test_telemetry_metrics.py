@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from penstock.core import errors
 from penstock.core.messages import Timings
 from penstock.runtime.batching import policy
-from penstock.telemetry import exposition
+from penstock.telemetry import exposition, language_exposition
 from penstock.telemetry.histogram import quantile
 from penstock.telemetry.metrics import FOLD_REQUESTS, ListenerFigures, Metrics, ModelMetrics, Probes, ResidencyFigures
 from penstock.telemetry.spans import SpanCounts
@@ -228,11 +228,15 @@ def test_model_names_are_escaped_in_the_text() -> None:
 
 
 def test_the_docs_list_every_metric_with_its_type_unit_labels_and_meaning() -> None:
-    rows = re.findall(r"^\| `(penstock_\w+)` \| (\w+) \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `((?:penstock_|vllm:)\w+)` \| (\w+) \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.MULTILINE
+    )
     documented = {
         name: (kind, unit, tuple(re.findall(r"`(\w+)`", labels)), help) for name, kind, unit, labels, help in rows
     }
-    assert documented == {row.name: (row.kind, row.unit, row.labels, row.help) for row in exposition.TABLE}
+    assert documented == {row.name: (row.kind, row.unit, row.labels, row.help) for row in exposition.TABLE} | {
+        name: (kind, unit, labels, help) for name, kind, unit, labels, help in language_exposition.TABLE
+    }
     for name in (*exposition.PROCESS_METRICS, *exposition.OUTCOMES, *RELEASES):
         assert f"`{name}`" in DOCS.read_text()
 

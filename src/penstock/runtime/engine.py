@@ -95,6 +95,8 @@ class Engine:
 
     def note_spoken(self, spoken: Spoken) -> None:
         """Takes what a request to a language model came to, in this process or another front."""
+        if (loaded := self.loaded(spoken.model, spoken.version)) is not None:
+            loaded.metrics.record_spoken(spoken)
 
     # --- what is here ---
 
@@ -162,7 +164,11 @@ class Engine:
         from penstock.telemetry import exposition  # the formatter is loaded by the first scrape, not by every start
 
         await self.before_reading()
-        return await asyncio.to_thread(exposition.text, self._metrics.snapshot())
+        snapshot = self._metrics.snapshot()
+        for model in snapshot.models:
+            if model.language is not None and (loaded := self.loaded(model.name, model.version)) is not None:
+                model.waiting = self._gates.waiting(loaded)
+        return await asyncio.to_thread(exposition.text, snapshot)
 
     def table(self) -> Table:
         """Everything that another front's lookups need."""

@@ -24,6 +24,7 @@ from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.warm_up import Findings
 from penstock.runtime.workers.inline import InlineExecutor
 from penstock.runtime.workers.pool import Pool
+from penstock.telemetry.language import LanguageSums
 from penstock.telemetry.metrics import ModelMetrics, Probes
 
 log = logging.getLogger("penstock.version")
@@ -59,6 +60,8 @@ class LoadedVersion:
         self.adapter = wished.adapter
         self.path = version.path
         self.metrics = metrics
+        if self.adapter == LANGUAGE:
+            metrics.language = LanguageSums()
         self.sha256 = ""
         self.findings = Findings(answered=False)
         self.inline: InlineExecutor | None = None

@@ -16,7 +16,9 @@ from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from penstock.telemetry import language_exposition
 from penstock.telemetry.histogram import ROW_BOUNDS, Histogram
+from penstock.telemetry.language import LanguageSnapshot
 from penstock.telemetry.metrics import ListenerFigures, ModelSnapshot, ResidencyFigures, Snapshot
 from penstock.telemetry.statistics import OTHER_OUTCOME, OUTCOME_OF, RELEASES
 
@@ -112,6 +114,14 @@ class _Collector:
         build = self._snapshot.build
         self._add("penstock_build_info", (build.get("version", ""), build.get("python", "")), 1)
         yield from (family for family in self._families.values() if family.samples)
+        yield from language_exposition.families(
+            LanguageSnapshot(
+                model.name, model.version, model.language, max(0, model.in_flight - model.queued),
+                model.queued + model.waiting,
+            )
+            for model in self._snapshot.models
+            if model.language is not None
+        )  # fmt: skip
         yield from ProcessCollector(registry=None).collect()
 
     def _add_residency(self, figures: ResidencyFigures) -> None:

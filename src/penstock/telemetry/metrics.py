@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from penstock.core.door import Statistics
 from penstock.core.messages import Timings
 from penstock.telemetry.spans import SpanCounts
 from penstock.telemetry.statistics import OTHER_RELEASE, RELEASES, Sums
+
+if TYPE_CHECKING:
+    from penstock.telemetry.language import LanguageSums, Spoken
 
 # Floats kept before they are folded: 512 requests. Fewer, and numpy's fixed cost per call shows; more, and an idle
 # server of 1,000 models holds memory for nothing (100 KB each). Source: bench/telemetry_cost.py.
@@ -88,6 +92,8 @@ class ModelSnapshot:
     in_flight: int
     queued: int
     workers: list[dict[str, object]]
+    language: LanguageSums | None = None  # of a language model
+    waiting: int = 0  # of such: before the queue
 
 
 @dataclass(slots=True)
@@ -104,12 +110,13 @@ class Snapshot:
 class ModelMetrics:
     """The figures of one model version; what a batcher reports to."""
 
-    __slots__ = ("_answers", "_batches", "_came", "_finished", "_sums", "name", "probes", "version")
+    __slots__ = ("_answers", "_batches", "_came", "_finished", "_sums", "language", "name", "probes", "version")
 
     def __init__(self, name: str, version: str) -> None:
         self.name = name
         self.version = version
         self.probes = Probes()
+        self.language: LanguageSums | None = None  # set by the owner of a language model
         self._sums = Sums()
         self._answers: list[float] = []
         self._came: list[float] = []
@@ -222,7 +229,15 @@ class ModelMetrics:
         """A copy of the figures until now and of what the probes answer."""
         probes = self.probes
         sums = self.sums().copy()
-        return ModelSnapshot(self.name, self.version, sums, probes.in_flight(), probes.queued(), self._workers())
+        language = None if self.language is None else self.language.copy()
+        return ModelSnapshot(
+            self.name, self.version, sums, probes.in_flight(), probes.queued(), self._workers(), language
+        )
+
+    def record_spoken(self, spoken: Spoken) -> None:
+        """Takes what one request to a language model came to."""
+        if self.language is not None:
+            self.language.add(spoken)
 
     def statistics(self) -> Statistics:
         """The figures until now in the V2 statistics extension's terms."""

@@ -1,36 +1,15 @@
-"""What one request to a language model came to, for the metrics. Passed on to the process that owns the models."""
+"""Times between the tokens of one request, counted while it goes on."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 
-import msgspec
-
-from penstock.core.language import EngineLoad
 from penstock.telemetry.language import GAP_BOUNDS_S
-
-
-class Spoken(msgspec.Struct, frozen=True, array_like=True):
-    """One request, ended. Durations in seconds; -1 is not reached. `gaps` are counts of the times between tokens, one
-    for each of `GAP_BOUNDS_S` and one above all."""
-
-    model: str
-    version: str
-    caller: str
-    outcome: str  # "stop", "length", "tool_calls", or an error's reason
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    queue_s: float
-    first_token_s: float
-    total_s: float
-    gaps: list[int]
-    gaps_s: float
-    load: EngineLoad | None = None
+from penstock.telemetry.language import Spoken as Spoken
 
 
 class Gaps:
-    """Times between tokens, counted. Several tokens that came at once share the time since the last ones."""
+    """Times between tokens. Several tokens that came at once share the time since the last ones."""
 
     __slots__ = ("counts", "last", "sum_s")
 

@@ -12,6 +12,7 @@ from penstock.core.language import LanguageModel
 from penstock.language.grammars import Compiler
 from penstock.runtime.language.asking import Session
 from penstock.runtime.language.figures import Spoken
+from penstock.runtime.language.relaying import Relay
 from penstock.runtime.language.texts import Texts, read
 from penstock.runtime.language.wire import info_of
 
@@ -34,6 +35,8 @@ class Sessions:
         info = info_of(described.signature)
         if info is None:
             raise Unsupported(f"'{model}' is no language model; ask /v2/models/{model}/infer")
+        if info.chats:
+            return Relay(self._door, described, info, self._observe)
         return Session(self._door, described, info, await self._read(described), self._compiler, self._observe)
 
     async def _read(self, described: ModelDescription) -> Texts:
