@@ -17,6 +17,7 @@ from penstock.core.errors import (
     ServableError,
     Unsupported,
 )
+from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 from penstock.core.tensor import Array, TensorSpec, parse_spec
@@ -111,6 +112,10 @@ class NumpyDoor:
         finally:
             if not done:
                 model.stopped.append(request.id)
+
+    async def language(self, model: str, version: str = "") -> LanguageModel:
+        self._model(model, version)
+        raise Unsupported(f"'{model}' is no language model")
 
     def live(self) -> bool:
         return True

@@ -91,7 +91,7 @@ def keyed(shared_server: Start, model: str) -> Any:
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 # What needs no key: probes, and the page, which holds nothing of this server. Adding to it is a decision, so it is here.
-PUBLIC = {"/", "/docs", "/livez", "/playground", "/readyz", "/v2/health/live", "/v2/health/ready"}
+PUBLIC = {"/", "/docs", "/health", "/livez", "/playground", "/readyz", "/v2/health/live", "/v2/health/ready"}
 
 
 def ask(running: Any, method: str, path: str) -> tuple[int, bytes]:

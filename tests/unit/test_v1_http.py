@@ -107,12 +107,8 @@ async def test_deep_nesting_is_400(call: Calls) -> None:
         assert (await call("POST", "/v1/models/sum:predict", body)).status == 400
 
 
-async def test_models_and_their_state(call: Calls, door: NumpyDoor) -> None:
-    assert json_of(await call("GET", "/v1/models")) == {"models": ["bytes", "column", "people", "sum"]}
-    assert json_of(await call("GET", "/v1/models/sum")) == {"name": "sum", "ready": True}
-    assert (await call("GET", "/v1/models/nobody")).status == 404
+async def test_a_model_that_is_not_ready_is_503(call: Calls, door: NumpyDoor) -> None:
     door.served["sum"].ready = False
-    assert (await call("GET", "/v1/models/sum")).status == 503
     assert await predict(call, "sum", instances=[[1, 2]]) == 503
 
 

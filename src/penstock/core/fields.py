@@ -192,7 +192,7 @@ def token_ids(values: Iterable[object], path: str) -> tuple[int, ...]:
         at, one = next((at, one) for at, one in enumerate(found) if not (type(one) is int and 0 <= one < 1 << 31))
         raise InvalidInput(
             f"Invalid '{path}[{at}]': expected a token id, but got {shown(one)}.",
-            parameter=path, problem="invalid_type",
+            parameter=f"{path}[{at}]", problem="invalid_type",
         )  # fmt: skip
     return found  # type: ignore[return-value]  # each was looked at
 

@@ -58,7 +58,8 @@ class PredictExchange:
 
 
 class V1Http:
-    """The protocol's routes and its errors. `GET /` belongs to `openapi`, loading and unloading to `v2_http`."""
+    """The protocol's routes and its errors. `GET /` belongs to `openapi_http`, `GET /v1/models` and a model's state to
+    `openai_http`, whose clients ask the same paths, loading and unloading to `v2_http`."""
 
     name = "v1_http"
     title = "KServe V1"
@@ -69,8 +70,6 @@ class V1Http:
         return [
             InferRoute("POST", f"{model}:predict", decode, "Predict rows or named inputs", _PREDICT, example),
             CallRoute("POST", f"{model}:explain", explain, "Not supported"),
-            CallRoute("GET", "/v1/models", model_names, "The models that answer"),
-            CallRoute("GET", model, model_status, "Whether a model answers"),
         ]
 
     def encode_error(self, error: PenstockError, request: HttpRequest) -> HttpResponse:
@@ -115,20 +114,6 @@ async def explain(http: HttpRequest, door: Door) -> HttpResponse:
     """Raises: NotFound, NotReady, and otherwise Unsupported."""
     door.signature(http.match["model"])
     raise Unsupported("this model has no explainer; ask :predict")
-
-
-async def model_names(http: HttpRequest, door: Door) -> HttpResponse:
-    """The list."""
-    return HttpResponse(200, orjson.dumps({"models": door.models()}))
-
-
-async def model_status(http: HttpRequest, door: Door) -> HttpResponse:
-    """200 or 503. Raises: NotFound."""
-    model = http.match["model"]
-    if door.model_ready(model):
-        return HttpResponse(200, orjson.dumps({"name": model, "ready": True}))
-    answer = {"name": model, "ready": False, "error": f"model '{model}' is not ready"}
-    return HttpResponse(503, orjson.dumps(answer), headers=(("Retry-After", "1"),))
 
 
 plug = V1Http()

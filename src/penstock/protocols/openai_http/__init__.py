@@ -1,0 +1,75 @@
+"""OpenAI's API for language models, and what vLLM, Cohere and Jina added to it.
+
+`chat` and `texts` read requests and `chat_wire` and `texts_wire` write answers; `answering` is what lies between.
+`parameters` says what becomes of every parameter. The errors are in `failures`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+
+import orjson
+
+from penstock.core.door import Door
+from penstock.core.errors import PenstockError
+from penstock.protocols import CallRoute, HttpRequest, HttpResponse, Route
+from penstock.protocols.openai_http import chat, embeddings, models, operations, ranking, texts, tokens
+from penstock.protocols.openai_http.failures import refused, request_id
+
+
+class OpenAiHttp:
+    """The protocol's routes and its errors."""
+
+    name = "openai_http"
+    title = "OpenAI"
+
+    def routes(self) -> Sequence[Route]:
+        """Every path of the protocol. `/health` tells no more than `/readyz` does, and probes have no key."""
+        twice = [
+            CallRoute("POST", f"{prefix}/{name}", handle, summary, openapi=operations.of(name))
+            for prefix in ("/v1", "")
+            for name, handle, summary in (
+                ("tokenize", tokens.tokenize, "The token ids of a text or a conversation"),
+                ("detokenize", tokens.detokenize, "The text of token ids"),
+                ("rerank", ranking.rerank, "Order documents by how well they answer a query"),
+                ("score", ranking.score, "Score pairs of texts"),
+            )
+        ]
+        return [
+            CallRoute("POST", "/v1/chat/completions", chat.complete, "Answer a conversation",
+                      openapi=operations.of("chat/completions")),
+            CallRoute("POST", "/v1/completions", texts.complete, "Continue a text",
+                      openapi=operations.of("completions")),
+            CallRoute("POST", "/v1/embeddings", embeddings.embed, "Vectors of texts",
+                      openapi=operations.of("embeddings")),
+            CallRoute("POST", "/v1/classify", ranking.classify, "Labels of texts", openapi=operations.of("classify")),
+            CallRoute("POST", "/v2/rerank", ranking.rerank, "Order documents, at Cohere's path",
+                      openapi=operations.of("rerank")),
+            *twice,
+            CallRoute("GET", "/v1/models", models.listed, "The models that answer"),
+            CallRoute("GET", "/v1/models/{model}", models.one, "One model, and whether it answers"),
+            CallRoute("GET", "/version", version, "Penstock's version"),
+            CallRoute("GET", "/health", health, "Whether every model answers", public=True),
+        ]  # fmt: skip
+
+    def encode_error(self, error: PenstockError, request: HttpRequest) -> HttpResponse:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        return refused(error, request)
+
+
+async def version(http: HttpRequest, door: Door) -> HttpResponse:
+    """The version, as vLLM's clients look for it."""
+    try:
+        found = importlib.metadata.version("penstock")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that was not installed
+        found = "0"
+    return HttpResponse(200, orjson.dumps({"version": found}), headers=request_id(http))
+
+
+async def health(http: HttpRequest, door: Door) -> HttpResponse:
+    """200 or 503, with nothing in it, as vLLM answers probes."""
+    return HttpResponse(200 if door.ready() else 503, b"", headers=(("Cache-Control", "no-store"),))
+
+
+plug = OpenAiHttp()

@@ -1,0 +1,86 @@
+"""What the OpenAPI document says of this protocol's routes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+_TEXT: Final[Mapping[str, object]] = {"type": "string"}
+_TEXTS: Final[Mapping[str, object]] = {"oneOf": [_TEXT, {"type": "array", "items": _TEXT}]}
+_IDS: Final[Mapping[str, object]] = {"type": "array", "items": {"type": "integer"}}
+_MESSAGES: Final[Mapping[str, object]] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {"oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}, {"type": "null"}]},
+        },
+    },
+}
+_SAMPLING: Final[Mapping[str, object]] = {
+    "stream": {"type": "boolean"},
+    "max_tokens": {"type": "integer", "minimum": 1},
+    "n": {"type": "integer", "minimum": 1, "maximum": 128},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+    "seed": {"type": "integer"},
+    "stop": _TEXTS,
+    "response_format": {"type": "object"},
+}
+_BODIES: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]]] = {
+    "chat/completions": (("messages",), {"messages": _MESSAGES, **_SAMPLING, "tools": {"type": "array"}}),
+    "completions": (("prompt",), {"prompt": {}, **_SAMPLING, "echo": {"type": "boolean"}}),
+    "embeddings": (
+        ("input",),
+        {
+            "input": {},
+            "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+            "dimensions": {"type": "integer", "minimum": 1},
+        },
+    ),
+    "tokenize": ((), {"prompt": _TEXT, "messages": _MESSAGES, "add_special_tokens": {"type": "boolean"}}),
+    "detokenize": (("tokens",), {"tokens": _IDS}),
+    "rerank": (
+        ("query", "documents"),
+        {"query": _TEXT, "documents": {"type": "array"}, "top_n": {"type": "integer", "minimum": 1}},
+    ),
+    "score": (("text_1", "text_2"), {"text_1": _TEXTS, "text_2": _TEXTS}),
+    "classify": (("input",), {"input": _TEXTS}),
+}
+_STREAMED: Final = frozenset({"chat/completions", "completions"})
+
+
+def _error(description: str) -> Mapping[str, object]:
+    member = {"type": "string"}
+    or_null = {"type": ["string", "null"]}
+    error = {
+        "type": "object",
+        "required": ["message", "type", "param", "code"],
+        "properties": {"message": member, "type": member, "param": or_null, "code": or_null},
+    }
+    schema = {"type": "object", "required": ["error"], "properties": {"error": error}}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def of(name: str) -> Mapping[str, object]:
+    """The operation object of the route that ends in `name`."""
+    required, members = _BODIES[name]
+    schema = {
+        "type": "object",
+        "required": list(required),
+        "properties": {"model": {"type": "string"}, **members},
+    }
+    content: dict[str, object] = {"application/json": {"schema": {"type": "object"}}}
+    if name in _STREAMED:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    failures = {"400": "A parameter is wrong", "401": "No key", "404": "No such model", "429": "The quota is used up"}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {
+            "200": {"description": "The answer", "content": content},
+            **{status: _error(text) for status, text in failures.items()},
+        },
+    }
