@@ -22,7 +22,7 @@ from penstock.language.grammars.masker import byte_table, matches
 
 COMPILER = Compiler()
 TABLE = byte_table()
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def check_schema(seed: int, depth: int = 3) -> None:

@@ -231,6 +231,7 @@ def nodes(automaton: Automaton, rules: Rules, hint: str, encode: Callable[[Range
     """The automaton as rules, one per state that is reached by more than one way. `encode` writes characters."""
     if empty(automaton):
         return choice()
+    rules.split = True
     uses = [0] * len(automaton.edges)
     for out in automaton.edges:
         for target in {t for _, _, t in out}:

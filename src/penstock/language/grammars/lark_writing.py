@@ -23,12 +23,14 @@ from penstock.language.grammars.nodes import (
     every,
 )
 
+# Where only one text can follow, llguidance would allow one way of tokens for it only, its own.
+_NO_FORCING = '%llguidance {"no_forcing": true}'
 _LARGEST_PATTERN = 600  # nodes of a grammar that is one pattern; above, its automaton may be too large
 
 
 def write(bodies: dict[str, Node], rules: Rules, always_json: bool) -> str:
     """The grammar's text; `bodies` has the root under ""."""
-    if always_json and (lexical := _tokens(bodies, rules)) is not None:
+    if always_json and not rules.split and (lexical := _tokens(bodies, rules)) is not None:
         return _Writer(bodies, lexical, split=False).text()
     recursive = _recursive(bodies)
     if not recursive and sum(1 for body in bodies.values() for _ in every(body)) <= _LARGEST_PATTERN:
@@ -91,7 +93,7 @@ class _Writer:
         self.bodies, self.lexical, self.split = bodies, lexical, split
 
     def text(self) -> str:
-        lines = [f"start: {self.alternatives(self.bodies[''])}"]
+        lines = [_NO_FORCING, f"start: {self.alternatives(self.bodies[''])}"]
         lines += [f"{self.name(name)}: {self.alternatives(body)}" for name, body in self.bodies.items() if name]
         return "\n".join(lines) + "\n"
 

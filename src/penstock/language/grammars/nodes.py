@@ -215,6 +215,7 @@ class Rules:
         self.limits, self.where = limits, where
         self.bodies: dict[str, Node] = {}
         self.lexical: set[str] = set()  # rules that are one token of the language, such as a JSON string
+        self.split = False  # whether automata became rules: characters that are no tokens of their own
         self._by_body: dict[Node, Reference] = {}
         self._numbers: dict[str, int] = {}
         self._nodes = 0

@@ -158,6 +158,8 @@ class _Parser:
 
     def atom(self) -> Node:
         c = self.peek()
+        if c in "*+?" or (c == "{" and self.counts(peek_only=True)):
+            raise self.refuse(f"`{c}` without anything to repeat")
         self.at += 1
         if c == ".":
             return characters(NO_LINE_FEED)
@@ -165,9 +167,6 @@ class _Parser:
             return characters(self.bracket())
         if c == "\\":
             return characters(self.escape(in_class=False))
-        if c in "*+?" or (c == "{" and self.counts(peek_only=True)):
-            self.at -= 1
-            raise self.refuse(f"`{c}` without anything to repeat")
         return literal(c)
 
     def quantified(self, item: Node) -> Node:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from penstock.core.errors import InvalidInput, ServableError
@@ -19,6 +20,7 @@ from penstock.language.grammars.nodes import Limits
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator as JsonSchemaValidator
 
+_MOST_STEPS = 200_000  # keywords looked at for one value: about a second. Schemas can double the work at every level
 _PATTERN_S = 0.25  # for one pattern on one text; a pattern that needs longer is one that runs away
 
 
@@ -28,24 +30,31 @@ class Validator:
     def __init__(self, schema: Schema | bool, where: str, limits: Limits) -> None:
         self.schema, self.where, self.limits = schema, where, limits
         self._made: JsonSchemaValidator | None = None
+        self._steps = _Steps()
+        self._lock = Lock()  # one value at a time, since steps are counted
 
     def _validator(self) -> JsonSchemaValidator:
         if self._made is None:
-            self._made = _make(self.schema)
+            self._made = _make(self.schema, self._steps)
         return self._made
 
     def allows(self, part: Schema, value: object, where: str) -> bool:
         """Whether a part of the schema allows the value."""
         made = self._validator().evolve(schema=_plain(part, "items" in part and _old(self.schema)))
         try:
-            return bool(made.is_valid(value))
+            with self._lock:
+                self._steps.left = _MOST_STEPS
+                return bool(made.is_valid(value))
         except Exception as error:
             raise InvalidInput(f"{where}: {error}") from error
 
     def check(self, value: object) -> None:
         """Raises ServableError that says what is wrong, and where in the output."""
         try:
-            found = next(iter(self._validator().iter_errors(value)), None)
+            with self._lock:
+                made = self._validator()
+                self._steps.left = _MOST_STEPS
+                found = next(iter(made.iter_errors(value)), None)
         except RecursionError:
             raise ServableError(f"the output cannot be checked against {self.where}: it is too deep") from None
         if found is not None:
@@ -94,16 +103,34 @@ def _plain(schema: object, _old_items: bool = False) -> Any:
     return [_plain(item) for item in schema] if isinstance(schema, list | tuple) else schema
 
 
-def _make(schema: Schema | bool) -> JsonSchemaValidator:
+class _Steps:
+    """How many keywords may still be looked at."""
+
+    left = 0
+
+    def counted(self, keyword: Any) -> Any:
+        def count(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise ServableError(f"checking the output takes more than {_MOST_STEPS} steps; make the schema simpler")
+            return keyword(validator, value, instance, schema)
+
+        return count
+
+
+def _make(schema: Schema | bool, steps: _Steps) -> JsonSchemaValidator:
     import jsonschema
     from jsonschema.validators import extend
     from referencing import Registry
 
     base = jsonschema.Draft7Validator if _old(schema) else jsonschema.Draft202012Validator
-    kind = extend(
-        base,
-        {"pattern": _pattern, "patternProperties": _pattern_properties, "multipleOf": _multiple_of, "format": _format},
-    )
+    ours = {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "multipleOf": _multiple_of,
+        "format": _format,
+    }
+    kind = extend(base, {name: steps.counted(keyword) for name, keyword in (dict(base.VALIDATORS) | ours).items()})
     plain = _plain(schema)
     if isinstance(plain, dict):
         plain.pop("$id", None)
