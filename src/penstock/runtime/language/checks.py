@@ -129,13 +129,18 @@ def check(ask: Ask, info: EngineInfo) -> None:
         raise InvalidInput(f"{name(ask, 'messages')} is empty; give at least one message")
     for value in VALUES:
         if not value.right(ask, info):
-            raise InvalidInput(f"{name(ask, value.field)} is {_shown(ask, value.field)}; it may be {value.allowed}")
+            called = name(ask, value.field)
+            raise InvalidInput(
+                f"{called} is {_shown(ask, value.field)}; it may be {value.allowed}", parameter=called,
+                problem="invalid_value",
+            )  # fmt: skip
     for need in NEEDS:
         if need.asked(ask) and not need.able(ask, info):
             raise InvalidInput(
                 f"{name(ask, need.field)} = {_shown(ask, need.field)}: this model's engine, {info.engine}, {need.lacks}"
-                f"{_most(need.field, info)}"
-            )
+                f"{_most(need.field, info)}",
+                parameter=name(ask, need.field), problem="unsupported_parameter",
+            )  # fmt: skip
 
 
 def name(ask: Ask, field: str) -> str:
