@@ -60,9 +60,10 @@ def _family(names: str, *patterns: str, whole_words: bool = False, begins: bool 
 
 
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
-    **_family("gpt-2 phi-2 jina-es jina-de mpt olmo jais gigachat roberta-bpe a.x-4.0 trillion granite-docling", _GPT2),
+    **_family("gpt-2 phi-2 jina-es jina-de mpt olmo jais gigachat roberta-bpe a.x-4.0 mellum", _GPT2),
+    **_family("trillion granite-docling", _GPT2),
     **_family("jina-v1-en jina-v2-es jina-v2-de jina-v2-code", _GPT2),
-    **_family("starcoder refact command-r smollm codeshell exaone minerva-7b mellum", r"\p{N}", _GPT2),
+    **_family("starcoder refact command-r smollm codeshell exaone minerva-7b mellum2", r"\p{N}", _GPT2),
     **_family(
         "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2", _LLAMA3, whole_words=True, begins=True
     ),

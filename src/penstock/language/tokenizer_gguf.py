@@ -1,4 +1,5 @@
-"""A tokenizer out of the header of a GGUF file. It gives the ids that llama.cpp gives.
+"""A tokenizer out of the header of a GGUF file. It gives the ids that llama.cpp gives; BERT's gives those of the
+model's own tokenizer.json, from which llama.cpp differs in Hangul and in a few rare characters.
 
 Source: llama.cpp, src/llama-vocab.cpp; https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "Tokenizer".
 """
@@ -167,7 +168,7 @@ def _word_piece(header: _Header) -> tuple[Native, bool, bool]:
         written.setdefault(text, number)
     unknown = header.id("unknown")
     name = "[UNK]" if unknown is None else header.tokens[unknown]
-    native = Native(models.WordPiece(vocab=written, unk_token=name, max_input_chars_per_word=1 << 20))
+    native = Native(models.WordPiece(vocab=written, unk_token=name, max_input_chars_per_word=100))
     native.normalizer = normalizers.BertNormalizer(lowercase=True)
     native.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     native.decoder = decoders.WordPiece(prefix="##")
