@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,7 +112,7 @@ def _content(cache: Path, path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    part = note.with_name(f"{note.name}.part-{os.getpid()}")
+    part = note.with_name(f"{note.name}.part-{os.getpid()}-{threading.get_ident()}")
     part.write_text(json.dumps({"mark": mark, "sha256": digest.hexdigest()}), "utf-8")
     part.replace(note)
     return digest.hexdigest()
