@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from penstock.core.language import KIND
 from penstock.core.tensor import TensorSpec, element_count
 from penstock.telemetry.outlet import silence
 
@@ -49,15 +50,29 @@ def _print_for_people(status: ServerStatus, options: ServerOptions) -> None:
     for model in status.models:
         line = describe(status, model)
         out().print(
-            f"[bold green]ready[/]  [bold]{escape(str(line['model']))}@{line['version']}[/]  {line['adapter']}  "
-            f"{line['executor']}  {line['http']}" + (f"  grpc {line['grpc']}" if line["grpc"] else "")
+            f"[bold green]ready[/]  [bold]{escape(str(line['model']))}@{line['version']}[/]  "
+            f"{escape(_summary(line))}  {line['http']}" + (f"  grpc {line['grpc']}" if line["grpc"] else "")
         )
     if calls := [call for model in status.models if (call := call_of(status.http_url, model, options))]:
         out().print(f"[dim]try[/]    {escape(calls[0])}")
 
 
+def _summary(line: Mapping[str, object]) -> str:
+    """What runs a model, in a few words."""
+    if "engine" not in line:
+        return f"{line['adapter']}  {line['executor']}"
+    return "  ".join(str(word) for word in (line["engine"], line["precision"], f"context {line['context']}") if word)
+
+
 def describe(status: ServerStatus, model: ModelDescription) -> dict[str, object]:
-    """What one ready line says."""
+    """What one ready line says. Language models are asked as OpenAI's are, and by no tensors."""
+    if (told := model.signature.metadata.get(KIND)) is not None:
+        info = json.loads(told)
+        return {
+            "model": model.name, "version": model.version, "adapter": str(model.config.get("adapter", "")),
+            "executor": model.executor, "engine": info["engine"], "precision": info["precision"],
+            "context": info["context_tokens"], "note": info["note"], "http": f"{status.http_url}/v1", "grpc": "",
+        }  # fmt: skip
     return {
         "model": model.name,
         "version": model.version,
@@ -71,8 +86,9 @@ def describe(status: ServerStatus, model: ModelDescription) -> dict[str, object]
 def call_of(http_url: str, model: ModelDescription, options: ServerOptions) -> str:
     """A command that gets an answer: curl with made-up values, or `penstock predict` where they would be too many.
     Empty for a model that declares no inputs: nobody knows what it takes."""
+    language = model.signature.metadata.get(KIND)
     specs = [spec for spec in model.signature.inputs if not spec.optional]
-    if not specs:
+    if not specs and language is None:
         return ""
     http_url = http_url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")  # where one can call
     parts = ["curl", "-s"]
@@ -81,6 +97,11 @@ def call_of(http_url: str, model: ModelDescription, options: ServerOptions) -> s
     header = ""
     if options.api_key is not None or options.api_key_file is not None:
         header = ' -H "Authorization: Bearer $PENSTOCK_API_KEY"'  # in double quotes: the shell fills in the key
+    if language is not None:
+        asked: dict[str, object] = {"model": model.name}
+        route = "chat/completions" if json.loads(language)["generates"] else "embeddings"
+        asked |= {"messages": [{"role": "user", "content": "Hello!"}]} if route[0] == "c" else {"input": "Hello!"}
+        return shlex.join([*parts, f"{http_url}/v1/{route}"]) + header + " -d " + shlex.quote(json.dumps(asked))
     if sum(element_count(concrete(spec)) for spec in specs) > SHORT_ENOUGH:
         return shlex.join(["penstock", "predict", model.name, "--made-up", "--url", http_url])
     body = json.dumps({"inputs": [example(spec) for spec in specs]}, separators=(",", ":"))
