@@ -248,3 +248,19 @@ async def test_texts_are_forgotten_with_their_version(llmecho: Path) -> None:
         await engine.language("m")
     engine._sessions.prune()
     assert not engine._sessions._texts
+
+
+async def test_slow_reader_gets_tokens_joined(llmecho: Path) -> None:
+    text = "".join(chr(97 + number % 26) for number in range(1000))
+    async with engine_of(llmecho) as engine:
+        model = await engine.language("m")
+        events = []
+        async for event in model.ask(said(f"say:{text}")):
+            events.append(event)
+            if isinstance(event, Text):
+                await asyncio.sleep(0.002)
+        assert text_of(events) == text
+        # The end is a token too, and may come with the last text.
+        assert sum(event.count for event in events if isinstance(event, Text)) in (1000, 1001)
+        assert len(events) < 500
+        assert events[-1].completion_tokens == 1001  # type: ignore[union-attr]  # Usage

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from penstock.core.errors import InvalidInput, LoadError, Unsupported
-from penstock.core.language import Generation
+from penstock.core.language import Delta, Generation
 from penstock.core.messages import Parameter
 from penstock.core.servable import LoadContext, Servable, Tensors
 from penstock.language import files
@@ -44,9 +44,33 @@ class LanguageServable:
         return self._answers(wire.asked(inputs, parameters) if wire.GENERATION in parameters else _TRIAL)
 
     async def _answers(self, generation: Generation) -> AsyncIterator[Tensors]:
-        async with aclosing(self._engine.generate(generation)) as deltas:  # type: ignore[type-var]
-            async for delta in deltas:
-                yield wire.answer(delta)
+        """Deltas that a slow reader has not asked for yet become one: it holds no engine back, and what waits for it
+        is no more than what was generated."""
+        waiting: list[Delta] = []
+        came = asyncio.Event()
+
+        async def pull() -> None:
+            async with aclosing(self._engine.generate(generation)) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    waiting.append(delta)
+                    came.set()
+
+        pulling = asyncio.create_task(pull())
+        pulling.add_done_callback(lambda _: came.set())
+        try:
+            while True:
+                if waiting:
+                    delta = waiting.pop(0) if len(waiting) == 1 or waiting[0].event else joined(waiting)
+                    yield wire.answer(delta)
+                elif pulling.done():
+                    pulling.result()
+                    return
+                else:
+                    came.clear()
+                    await came.wait()
+        finally:
+            pulling.cancel()
+            await asyncio.gather(pulling, return_exceptions=True)
 
     def predict(self, inputs: Tensors, parameters: Mapping[str, Parameter]) -> Awaitable[Tensors]:
         """Embeddings or scores; without an operation, a trial of the real path: one token, or one vector."""
@@ -69,6 +93,19 @@ class LanguageServable:
     def close(self) -> None:
         """Ends the engine; the worker's own loop has ended by now."""
         asyncio.run(self._engine.close())
+
+
+def joined(waiting: list[Delta]) -> Delta:
+    """All that waits as one delta; the list is empty afterwards."""
+    first, last = waiting[0], waiting[-1]
+    whole = Delta(
+        tuple(token for delta in waiting for token in delta.token_ids),
+        tuple(found for delta in waiting for found in delta.logprobs),
+        first.prompt_logprobs, last.finish_reason, first.cached_tokens,
+        next((delta.load for delta in reversed(waiting) if delta.load is not None), None),
+    )  # fmt: skip
+    waiting.clear()
+    return whole
 
 
 class LanguageAdapter:
