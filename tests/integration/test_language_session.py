@@ -154,6 +154,8 @@ async def test_engine_is_reached_by_the_server_only(llmecho: Path) -> None:
 
     async with engine_of(llmecho) as engine, front_of(engine) as front:
         for door in (engine, front):
+            shown = door.describe("m").signature
+            assert [spec.name for spec in (*shown.inputs, *shown.outputs)] == ["text_input", "text_output"]
             forged = Request("m", {"token_ids": np.array([1], np.int32)}, parameters={"generation": '{"id":"x"}'})
             with pytest.raises(Unsupported, match="/v1/chat/completions"):
                 await door.submit(forged)

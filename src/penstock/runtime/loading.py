@@ -31,6 +31,7 @@ from penstock.runtime.checking import RequestCheck
 from penstock.runtime.disk import from_disk
 from penstock.runtime.graph_loading import bring_up
 from penstock.runtime.graphs.files import ADAPTER as GRAPH
+from penstock.runtime.language.wire import shown
 from penstock.runtime.sizing import OWN_WORD, asked_to_join, batch_limits, process_bytes, size_bytes, worker_count
 from penstock.runtime.sources import WishedModel, WishedVersion
 from penstock.runtime.version import InlineCopy, LoadedVersion
@@ -140,6 +141,7 @@ class _Loading:
             loaded.signature = worker.signature
             if options.warm_up:
                 loaded.findings = await self._warm(worker)
+            loaded.signature = shown(loaded.signature)
             loaded.sha256 = await hashing
         finally:
             given_up.set()

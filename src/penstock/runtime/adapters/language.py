@@ -39,9 +39,14 @@ class LanguageServable:
 
     def answer(self, inputs: Tensors, parameters: Mapping[str, Parameter]) -> AsyncIterator[Tensors]:
         """One item for each Delta. Closing it frees the sequence."""
+        if wire.GENERATION not in parameters:  # the warm-up
+            return self._answers(_TRIAL) if self._engine.info.generates else self._trial(inputs)
         if not self._engine.info.generates:
             raise Unsupported("this model does not generate text")
-        return self._answers(wire.asked(inputs, parameters) if wire.GENERATION in parameters else _TRIAL)
+        return self._answers(wire.asked(inputs, parameters))
+
+    async def _trial(self, inputs: Tensors) -> AsyncIterator[Tensors]:
+        yield await self._predict(inputs, "")
 
     async def _answers(self, generation: Generation) -> AsyncIterator[Tensors]:
         """Deltas that a slow reader has not asked for yet become one: it holds no engine back, and what waits for it

@@ -93,3 +93,18 @@ def listed(inputs: Tensors) -> list[list[int]]:
     ends = np.cumsum(inputs["lengths"]).tolist()
     ids = inputs["token_ids"].tolist()
     return [ids[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def shown(signature: Signature) -> Signature:
+    """A language model's signature as metadata is to show it: text in, and what comes out of it. Its worker's own, of
+    token ids, is between the server and the worker."""
+    info = info_of(signature)
+    if info is None:
+        return signature
+    if info.generates:
+        outputs: tuple[TensorSpec, ...] = (TensorSpec("text_output", "BYTES", (-1,)),)
+    elif info.embeds:
+        outputs = (TensorSpec("embedding", "FP32", (-1, info.embedding_size or -1)),)
+    else:
+        outputs = (TensorSpec("scores", "FP32", (-1, len(info.labels) or 1)),)
+    return dataclasses.replace(signature, inputs=(TensorSpec("text_input", "BYTES", (-1,)),), outputs=outputs)
