@@ -92,7 +92,7 @@ async def case(
     if isinstance(found, str):
         pytest.skip(f"{name}: {found}")
     context = EngineContext(
-        name, threads=2, context_tokens=2048, max_running=8, cache=tmp_path_factory.getbasetemp() / "converted"
+        name, threads=1, context_tokens=2048, max_running=8, cache=tmp_path_factory.getbasetemp() / "converted"
     )
     try:
         engine = await asyncio.to_thread(plug.load, found, context)
@@ -301,6 +301,8 @@ async def test_prefix_is_found_again_and_counted(case: Case) -> None:
     await case.tokens(token_ids=prompt)
     hits = case.engine.load().prefix_hits
     again = await case.deltas(token_ids=prompt)
+    if again[0].cached_tokens == -1:
+        pytest.skip(f"{case.engine.info.engine} cannot tell how much it found")
     assert again[0].cached_tokens > len(prompt) // 2
     assert case.engine.load().prefix_hits - hits == again[0].cached_tokens
 
