@@ -2,7 +2,7 @@
 
 One task on the worker's loop owns the pipeline: it steps while anything runs, hands out what each sequence has got, and
 lets the loop turn before the next step. A thread would win nothing, because `step()` holds the interpreter's lock.
-Options: `chunk_tokens` (of prompts, in one step), `kv_cache` (precision: "f16", "u8").
+Options: `chunk_tokens` (of prompts, in one step), `kv_cache` (precision: "f16", "f32", "u8").
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from penstock.runtime.engines import Engine, EngineContext
 _OPTIONS = ("chunk_tokens", "kv_cache")
 _BLOCK = 32  # tokens of a block of KV cache on CPUs
 _MAX_RUNNING = 64
+_KV_BYTES = {"f16": 2, "f32": 4, "u8": 1}  # of one number
 _KV_SHARE, _MOST_KV_BYTES = 0.25, 4 << 30  # of free memory, when nobody says how much
 _TURNS = 3  # of the loop between two steps: a Delta passes through the generator, the servable and the channel
 _LOAD_EVERY_S = 0.25
@@ -299,13 +300,13 @@ def _loaded(files: ModelFiles, folder: Path, context: EngineContext) -> Engine:
     schedule.dynamic_split_fuse = True
     schedule.enable_prefix_caching = context.prefix_cache
     schedule.max_num_batched_tokens = _chunk(context, shape.weights)
-    per_token = shape.kv_numbers * 2
+    per_token = shape.kv_numbers * _KV_BYTES.get(str(context.options.get("kv_cache")), 2)
     capacity = _kv_bytes(context, per_token, longest, running) // (per_token * _BLOCK) * _BLOCK
     schedule.num_kv_blocks = capacity // _BLOCK
     properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": context.threads}
     if precision := context.options.get("kv_cache"):
-        if precision not in ("f16", "u8"):
-            raise LoadError(f"kv_cache = {precision!r}: it is f16 or u8")
+        if precision not in _KV_BYTES:
+            raise LoadError(f"kv_cache = {precision!r}: it is {', '.join(_KV_BYTES)}")
         properties["KV_CACHE_PRECISION"] = precision
     properties |= _adapter(context.adapters)
     pipeline = openvino_genai.ContinuousBatchingPipeline(folder, tokenizer, schedule, "CPU", **properties)
