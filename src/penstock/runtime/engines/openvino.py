@@ -29,6 +29,7 @@ from penstock.language.tokenizer import open_tokenizer
 from penstock.runtime import conversion
 from penstock.runtime.conversion import cache
 from penstock.runtime.conversion.grammar_trial import GrammarTrial
+from penstock.runtime.conversion.graph_shape import GraphShape
 from penstock.runtime.conversion.minimal_tokenizer import minimal_tokenizer
 from penstock.runtime.conversion.openvino_ir import forbid_telemetry
 from penstock.runtime.engines import Engine, EngineContext
@@ -289,7 +290,7 @@ def _loaded(files: ModelFiles, folder: Path, context: EngineContext) -> Engine:
     import openvino_genai
 
     words = open_tokenizer(files)
-    shape = _Shape(openvino.Core().read_model(folder / "openvino_model.xml"))
+    shape = GraphShape(openvino.Core().read_model(folder / "openvino_model.xml"))
     ends, defaults = _ends(files, words), _defaults(files)
     pieces = [words.piece(index) for index in range(shape.vocabulary)]
     tokenizer = minimal_tokenizer(pieces, ends[0] if ends else 0)
@@ -322,35 +323,6 @@ def _loaded(files: ModelFiles, folder: Path, context: EngineContext) -> Engine:
         note="" if folder == files.path else f"converted from {files.kind}", seeded=not context.prefix_cache,
     )  # fmt: skip
     return OpenVinoEngine(pipeline, trial, info, defaults, ends)
-
-
-class _Shape:
-    """What a graph says of itself: numbers of KV cache for one token, of weights, of tokens it knows."""
-
-    def __init__(self, model: Any) -> None:
-        self.vocabulary = int(model.output("logits").get_partial_shape()[-1].get_length())
-        self.kv_numbers = 0
-        self.weights = 0
-        kinds: dict[str, int] = {}
-        for node in model.get_ops():
-            kind = node.get_type_name()
-            if kind == "ReadValue":  # keys or values of a layer: (batch, heads, tokens, size)
-                axes = node.get_output_partial_shape(0)
-                self.kv_numbers += int(axes[1].get_length()) * int(axes[3].get_length())
-            elif kind == "Constant":
-                count = int(node.get_output_size() and _elements(node))
-                name = str(node.get_element_type().get_type_name())
-                kinds[name] = kinds.get(name, 0) + count
-        self.weights = sum(kinds.values())
-        largest = max(kinds, key=lambda name: kinds[name])
-        self.precision = {"u8": "int8", "i8": "int8", "u4": "int4", "i4": "int4"}.get(largest, largest)
-
-
-def _elements(node: Any) -> int:
-    count = 1
-    for size in node.get_output_shape(0):
-        count *= int(size)
-    return count
 
 
 def _chunk(context: EngineContext, weights: int) -> int:
