@@ -97,8 +97,10 @@ def held_length(text: str, marks: Iterable[str]) -> int:
     """How many letters at the end of `text` could be the beginning of one of `marks`."""
     best = 0
     for mark in marks:
-        for length in range(min(len(mark) - 1, len(text)), best, -1):
-            if text.endswith(mark[:length]):
-                best = length
+        at = text.find(mark[0], max(0, len(text) - len(mark) + 1))
+        while at >= 0:
+            if mark.startswith(text[at:]):
+                best = max(best, len(text) - at)
                 break
+            at = text.find(mark[0], at + 1)
     return best

@@ -298,7 +298,8 @@ class XmlBody:
 
     def _pieces(self) -> str:
         pieces = ""
-        while (found := self._PARAMETER.match(self._buffer)) is not None:
+        # Values may be whole files: the pattern looks through them once, when they have ended.
+        while "</parameter>" in self._buffer and (found := self._PARAMETER.match(self._buffer)) is not None:
             key = found.group("key").strip()
             value = json.dumps(self._typed(key, found.group("value")), ensure_ascii=False)
             pieces += f"{', ' if self._given else '{'}{json.dumps(key, ensure_ascii=False)}: {value}"

@@ -107,8 +107,11 @@ class ToolParser:
         self._state: Literal["start", "text", "call", "after"] = "start"
         self._body: Body = JsonBody(form.heads, form.closes, form.separators, self._tools)
         self._index = -1
+        self._first_letters = {mark[0] for mark in form.opens}
 
     def feed(self, text: str) -> list[Part]:
+        if self._state == "text" and not self._held and not any(letter in text for letter in self._first_letters):
+            return [Shown(text)]  # by far the commonest
         self._held += text
         parts: list[Part] = []
         self._go(parts, False)
