@@ -50,7 +50,8 @@ HERMES = ToolForm("hermes", ("<tool_call>",), ("</tool_call>",))
 QWEN_XML = ToolForm("qwen-xml", ("<tool_call>", "<function="), ("</tool_call>",), body="xml")
 LLAMA = ToolForm("llama", ("<|python_tag|>",), ("<|eom_id|>",), separators=_BLANK + ";", bare=True)
 MISTRAL = ToolForm(
-    "mistral", ("[TOOL_CALLS]",), (), (re.compile(rf"\s*{_NAME}(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{{)"),), _BLANK + "[],",
+    "mistral", ("[TOOL_CALLS]",), (),
+    (re.compile(rf"\s*{_NAME}(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{{)"),), _BLANK + "[],",
     inside=("[ARGS]", "[CALL_ID]"),
 )  # fmt: skip
 PHI = ToolForm("phi", ("<|tool_call|>",), ("<|/tool_call|>",), separators=_BLANK + "[],")
