@@ -175,7 +175,7 @@ def replica(engine: str, model: str, port: int) -> contextlib.AbstractContextMan
         return process(sys.executable, "-c", LLAMACPP, model, str(port), ready=f"http://127.0.0.1:{port}/health")
     return process(
         sys.executable, "-m", "penstock.cli", "serve", model, "--name", MODEL, "--http-port", str(port), "--no-grpc",
-        "--engine", "llamacpp", "--threads", "1", ready=f"http://127.0.0.1:{port}/v2/health/ready",
+        "--threads", "1", ready=f"http://127.0.0.1:{port}/v2/health/ready",
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def router(folder: Path, policy: str, replicas: list[int], port: int) -> context
         "revision": 1, "weight": 1.0,
         "upstreams": [{"id": f"r{number}", "http": f"127.0.0.1:{one}"} for number, one in enumerate(replicas)],
     }  # fmt: skip
-    requests = {"balance": policy, "timeout_s": 300.0}
+    requests = {"balance": policy, "timeout_s": 300.0, "idempotent": True, "retry_budget": 1.0}
     table = {"version": 1, "endpoints": [{"name": MODEL, "arms": [arm], "stable": 1, "requests": requests}]}
     (state / "routes.json").write_text(json.dumps(table))
     return process(
