@@ -12,7 +12,7 @@ from penstock.core.fields import Fields
 from penstock.core.language import Message, Tool, ToolCall
 
 MOST_TOOLS: Final = 128  # OpenAI's own limit
-_MOST_MESSAGES: Final = 1 << 16
+_MOST_MESSAGES: Final = 1 << 14
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 _NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 _LONGEST_NAME: Final = 128  # OpenAI allows 64; names of tools of MCP servers are longer
@@ -100,7 +100,10 @@ def _call(function: Fields, identity: str) -> ToolCall:
         raise function.missing("name")
     arguments = function.take("arguments")
     if isinstance(arguments, dict):
-        arguments = orjson.dumps(arguments).decode()
+        try:
+            arguments = orjson.dumps(arguments).decode()
+        except TypeError as error:  # nested too deeply, or a number beyond 64 bits
+            raise function.refused("arguments", f"JSON that can be written again ({error})", "invalid_value") from None
     if arguments is not None and not isinstance(arguments, str):
         raise function.mistyped("arguments", arguments, "a string")
     return ToolCall(identity, name, arguments or "{}")

@@ -19,6 +19,7 @@ from penstock.protocols.openai_http.failures import request_id
 from penstock.protocols.openai_http.parameters import check_rest, ignored_header
 
 MOST_INPUTS: Final = 2048  # OpenAI's own limit
+_MOST_IDS: Final = 1 << 20
 
 _KNOWN: Final = frozenset({"model", "input", "encoding_format", "dimensions"})
 
@@ -70,7 +71,7 @@ def read_inputs(fields: Fields, name: str = "input") -> list[Input]:
     if isinstance(value, str):
         values: list[object] = [value]
     else:
-        values = fields.array(name, least=1) or []
+        values = fields.array(name, _MOST_IDS, least=1) or []
         if type(values[0]) is int:
             return [token_ids(values, name)]
     if len(values) > MOST_INPUTS:

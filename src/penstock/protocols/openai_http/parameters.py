@@ -58,6 +58,7 @@ NAMES: Final[Mapping[str, str]] = {
 
 _CLOSE: Final = 0.8  # how like a known name an unknown one is taken for misspelt: `temprature`, not `request_tag`
 _LONGEST_NAME: Final = 64
+_MOST_UNKNOWN: Final = 64  # each is compared with every known one, on the loop
 _MOST_IGNORED: Final = 32
 
 
@@ -144,7 +145,11 @@ def priority(fields: Fields) -> int:
 def check_rest(fields: Fields, known: frozenset[str]) -> list[str]:
     """The members that nobody read and that are taken for harmless. Raises: InvalidInput for the others."""
     ignored = []
-    for name in fields.rest():
+    rest = fields.rest()
+    if len(rest) > _MOST_UNKNOWN:
+        raise fields.refused(rest[0][:_LONGEST_NAME], f"at most {_MOST_UNKNOWN} members that nobody knows, but got "
+                             f"{len(rest)}", "unknown_parameter")  # fmt: skip
+    for name in rest:
         if name in HARMLESS:
             continue
         if name in REFUSED:

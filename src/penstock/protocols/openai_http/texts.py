@@ -20,7 +20,7 @@ Prompt = str | tuple[int, ...]
 
 MOST_PROMPTS: Final = 2048  # OpenAI's limit of lists elsewhere; of prompts it names none
 _MOST_CHOICES: Final = 4096  # of all prompts together
-_MOST_IDS: Final = 1 << 22
+_MOST_IDS: Final = 1 << 20
 
 KNOWN: Final = frozenset({
     "model", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of", "echo",

@@ -16,7 +16,7 @@ from penstock.protocols.openai_http.chat import read_template
 from penstock.protocols.openai_http.conversation import messages, tools
 from penstock.protocols.openai_http.failures import request_id
 
-_MOST_IDS: Final = 1 << 22
+_MOST_IDS: Final = 1 << 20
 _KNOWN: Final = frozenset({
     "model", "prompt", "messages", "add_special_tokens", "return_token_strs", "add_generation_prompt",
     "continue_final_message", "chat_template", "chat_template_kwargs", "tools", "tokens",
