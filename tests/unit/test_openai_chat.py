@@ -397,6 +397,21 @@ async def test_the_newer_limit_wins_and_errors_call_it_so(chat: Chat) -> None:
     assert ask.max_tokens == 4 and ask.names["max_tokens"] == "max_completion_tokens"
 
 
+@pytest.mark.parametrize("name", ["response_format", "guided_regex", "structured_outputs"])
+async def test_errors_call_a_format_as_it_was_asked_for(chat: Chat, name: str) -> None:
+    values: dict[str, Any] = {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}
+    assert (await chat.asked(**{name: values.get(name, "a")})).names["format"] == name
+
+
+@pytest.mark.parametrize("name", ["chat_template_kwargs", "metadata"])
+async def test_a_body_is_nested_no_deeper_than_the_server_takes(chat: Chat, name: str) -> None:
+    inner: Any = {}
+    for _ in range(62):
+        inner = {"a": inner}
+    assert (await chat(**{name: inner})).status == 200
+    assert "nested" in (await chat.refused(**{name: {"a": inner}}))["message"]
+
+
 async def test_broken_bodies(chat: Chat) -> None:
     for body in (b"{", b"[]", b"", b'"x"', b'{"model":1}', b"\xff", b'{"messages":' + b"[" * 10_000):
         assert (await chat.calls("POST", "/v1/chat/completions", body)).status == 400

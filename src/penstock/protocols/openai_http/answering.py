@@ -52,7 +52,25 @@ def read_fields(http: HttpRequest) -> Fields:
     """The body's members; the body itself is let go. Raises: InvalidInput, TooLarge, Unsupported."""
     body = decompress(http.body, http.header(b"content-encoding"), http.limits.decompressed_bytes)
     http.body = b""
-    return Fields(read_object(body))
+    members = read_object(body)
+    _check_depth(members, http.limits.json_depth)
+    return Fields(members)
+
+
+def _check_depth(members: object, most: int) -> None:
+    """Schemas and templates' arguments are walked later by code that calls itself. Raises: InvalidInput."""
+    level: list[object] = [members]
+    for _ in range(most):
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += [value for value in one.values() if isinstance(value, (dict, list))]
+            elif isinstance(one, list):
+                inner += [value for value in one if isinstance(value, (dict, list))]
+        if not inner:
+            return
+        level = inner
+    raise InvalidInput(f"the body is nested more than {most} deep, the most that this server takes")
 
 
 async def named_model(fields: Fields, door: Door) -> tuple[str, Found]:

@@ -50,6 +50,7 @@ def decode(fields: Fields) -> tuple[Ask, Shape, list[str]]:
     fields.take("model")
     listed, choice, functions = tools(fields)
     stop, stop_ids = parameters.stops(fields)
+    form, form_name = output_format(fields)
     ask = Ask(
         messages(fields),
         n=fields.integer("n", 1, parameters.MOST_CHOICES) or 1,
@@ -57,7 +58,7 @@ def decode(fields: Fields) -> tuple[Ask, Shape, list[str]]:
         stop=stop,
         stop_token_ids=stop_ids,
         include_stop=fields.flag("include_stop_str_in_output"),
-        format=output_format(fields),
+        format=form,
         tools=listed,
         tool_choice=choice,
         parallel_tool_calls=fields.flag("parallel_tool_calls", True),
@@ -68,7 +69,8 @@ def decode(fields: Fields) -> tuple[Ask, Shape, list[str]]:
     limit = fields.integer("max_completion_tokens", 1, parameters.MOST_TOKENS)
     older = fields.integer("max_tokens", 1, parameters.MOST_TOKENS)
     ask.max_tokens = limit if limit is not None else older
-    ask.names = {**parameters.NAMES, "max_tokens": "max_tokens" if limit is None else "max_completion_tokens"}
+    limit_name = "max_tokens" if limit is None else "max_completion_tokens"
+    ask.names = {**parameters.NAMES, "max_tokens": limit_name, "format": form_name}
     _logprobs(fields, ask)
     read_template(fields, ask)
     effort = fields.one_of("reasoning_effort", _EFFORTS) or ""

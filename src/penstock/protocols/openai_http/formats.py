@@ -18,8 +18,8 @@ _MOST_CHOICES: Final = 4096
 _SCHEMA: Final[msgspec.json.Decoder[dict[str, object] | bool]] = msgspec.json.Decoder(dict[str, object] | bool)
 
 
-def output_format(fields: Fields) -> Format:
-    """The one format asked for. Raises: InvalidInput, also when several are."""
+def output_format(fields: Fields) -> tuple[Format, str]:
+    """The one format asked for, and the parameter that asks for it. Raises: InvalidInput, also when several do."""
     found = {
         name: form
         for name, form in (
@@ -32,7 +32,7 @@ def output_format(fields: Fields) -> Format:
     if len(found) > 1:
         one, other = list(found)[:2]
         raise fields.refused(other, f"it without '{one}': an output has one format", "invalid_value")
-    return next(iter(found.values()), Format())
+    return next(((form, name) for name, form in found.items()), (Format(), "response_format"))
 
 
 def _response_format(fields: Fields) -> Format | None:

@@ -90,6 +90,7 @@ def decode(fields: Fields, prompts: int) -> tuple[Ask, Shape, list[str]]:
     Raises: InvalidInput.
     """
     stop, stop_ids = parameters.stops(fields)
+    form, form_name = output_format(fields)
     n = fields.integer("n", 1, parameters.MOST_CHOICES) or 1
     best_of = fields.integer("best_of", 1, parameters.MOST_CHOICES) or n
     stream = parameters.stream_options(fields)
@@ -115,13 +116,13 @@ def decode(fields: Fields, prompts: int) -> tuple[Ask, Shape, list[str]]:
         stop=stop,
         stop_token_ids=stop_ids,
         include_stop=fields.flag("include_stop_str_in_output"),
-        format=output_format(fields),
+        format=form,
         logprobs=0 if logprobs is None and best_of > n else logprobs,
         prompt_logprobs=logprobs if echo and logprobs is not None and prompt_logprobs is None else prompt_logprobs,
         echo=echo,
         skip_special_tokens=fields.flag("skip_special_tokens", True),
         priority=parameters.priority(fields),
-        names=parameters.NAMES,
+        names={**parameters.NAMES, "format": form_name},
     )
     if logprobs is None and best_of > n:
         ask.names = {**ask.names, "logprobs": "best_of"}
