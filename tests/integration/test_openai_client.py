@@ -170,6 +170,13 @@ def test_an_engine_that_dies_in_a_stream_is_an_error(client: Client) -> None:
     assert died.value.code == "engine_lost"
 
 
+def test_clients_do_not_repeat_what_may_have_killed_an_engine(client: Client) -> None:
+    with pytest.raises(openai.InternalServerError) as died:
+        client.with_options(max_retries=3).chat.completions.create(model="slow", messages=user("die:"))
+    assert died.value.status_code == 503 and died.value.code == "engine_lost"
+    assert died.value.request.headers["x-stainless-retry-count"] == "0"
+
+
 def test_a_client_that_leaves_frees_the_engine(running: Any, client: Client) -> None:
     with client.chat.completions.create(model="slow", messages=user("say:" + "x" * 500), stream=True) as stream:
         next(iter(stream))
