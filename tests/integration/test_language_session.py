@@ -12,7 +12,7 @@ from typing import TypeVar
 import pytest
 from language_door import answer, engine_of, front_of, text_of
 
-from penstock.core.errors import PenstockError, TooLarge, Unsupported, WorkerLost
+from penstock.core.errors import InvalidInput, PenstockError, ServableError, TooLarge, Unsupported, WorkerLost
 from penstock.core.language import Ask, Began, Finished, Message, Sampling, Text, Tool, ToolCallPart, Usage
 from penstock.core.messages import Request
 from penstock.runtime.engine import Engine
@@ -266,3 +266,20 @@ async def test_slow_reader_gets_tokens_joined(llmecho: Path) -> None:
         assert sum(event.count for event in events if isinstance(event, Text)) in (1000, 1001)
         assert len(events) < 500
         assert events[-1].completion_tokens == 1001  # type: ignore[union-attr]  # Usage
+
+
+async def test_output_that_breaks_its_promise_is_an_error(llmecho: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    async with engine_of(llmecho) as engine:
+        model = await engine.language("m")
+        ask = said('say:<tool_call>{"name": "add", "arguments": {"a": "one"}}</tool_call>')
+        ask.tools = (Tool("add", parameters=schema, strict=True),)
+        with pytest.raises(ServableError, match="one"):
+            async for event in model.ask(ask):
+                assert not isinstance(event, Finished | Usage)
+        ask.tools = (Tool("add", parameters=schema),)  # nothing was promised
+        assert Finished(0, "tool_calls") in await answer(engine, ask)
+        ask.tool_choice, ask.names = "required", {"tool_choice": "choice"}
+        with pytest.raises(InvalidInput, match=r"choice = required.*cannot hold"):
+            await answer(engine, ask)
+        await idle(engine)
