@@ -9,10 +9,12 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from penstock.core.consumer_groups import choose, groups
 from penstock.core.door import Door
-from penstock.core.errors import InvalidInput, TooLarge, Unsupported
+from penstock.core.errors import InvalidInput, NotFound, TooLarge, Unsupported
 from penstock.core.fields import Fields, token_ids
 from penstock.core.language import EngineInfo, LanguageModel, Vectors
+from penstock.core.model_names import Found
 from penstock.protocols import HttpRequest, HttpResponse
 from penstock.protocols.openai_http.answering import named_model, read_fields
 from penstock.protocols.openai_http.failures import request_id
@@ -29,7 +31,7 @@ Input = str | tuple[int, ...]
 async def embed(http: HttpRequest, door: Door) -> HttpResponse:
     """The vectors, in the order of the texts."""
     fields = read_fields(http)
-    name, found = await named_model(fields, door)
+    name, found = await _embedder(fields, door)
     inputs = read_inputs(fields)
     form = fields.one_of("encoding_format", ("float", "base64")) or "float"
     size = fields.integer("dimensions", 1, 1 << 20)
@@ -42,6 +44,17 @@ async def embed(http: HttpRequest, door: Door) -> HttpResponse:
     values = shortened(await _vectors(found.model, inputs, http), size)
     headers = request_id(http) + ignored_header(ignored)
     return HttpResponse(200, body(values.vectors, values.tokens, name, form), headers=headers)
+
+
+async def _embedder(fields: Fields, door: Door) -> tuple[str, Found]:
+    """The model that `model` names; it may be a consumer group, as Titan Takeoff's clients write it here."""
+    try:
+        return await named_model(fields, door)
+    except NotFound:
+        group = str(fields.take("model"))
+        if group not in await groups(door):
+            raise
+        return group, Found(await choose(door, group, lambda card: card.info.embeds, "make vectors"))
 
 
 class Shortened:
