@@ -20,6 +20,7 @@ OPT_IN = {
     "chaos": "the long form of faults, load and switches; minutes each",
     "soak": "hours of traffic, looking for what grows",
     "fuzz": "coverage-guided fuzzing of every decoder",
+    "browsers": "pages in a real browser, where Chromium and Playwright are installed",
     "engines": "the engines of language models that need gigabytes of packages, where they are installed",
     "peers": "the same faults against other model servers, where they are installed",
 }
