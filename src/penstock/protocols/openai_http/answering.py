@@ -12,21 +12,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final, Protocol, TypeVar, cast
 
-from penstock.core import trace
-from penstock.core.compression import decompress
-from penstock.core.door import Door
-from penstock.core.errors import InvalidInput, PenstockError, TooLarge, Unsupported
+from penstock.core import language_calls, trace
+from penstock.core.errors import InvalidInput, PenstockError, TooLarge
 from penstock.core.fields import Fields
-from penstock.core.json_body import read_object
 from penstock.core.language import Ask, Began, Event, LanguageModel
-from penstock.core.model_names import Found, every, find
 from penstock.protocols import HttpRequest, HttpResponse, HttpStream
 from penstock.protocols.openai_http.failures import error_event, refused, request_id
 from penstock.protocols.openai_http.shapes import Head, fingerprint
 
 E = TypeVar("E", contravariant=True)
-
-LONGEST_MODEL: Final = 512  # characters of a model's name
 
 # `created` is part of every answer, and the only thing here that asks what time it is.
 CLOCK: Final[Callable[[], float]] = time.time
@@ -50,44 +44,11 @@ class Whole(Protocol[E]):
 
 def read_fields(http: HttpRequest) -> Fields:
     """The body's members; the body itself is let go. Raises: InvalidInput, TooLarge, Unsupported."""
-    body = decompress(http.body, http.header(b"content-encoding"), http.limits.decompressed_bytes)
-    http.body = b""
-    members = read_object(body)
-    _check_depth(members, http.limits.json_depth)
-    return Fields(members)
-
-
-def _check_depth(members: object, most: int) -> None:
-    """Schemas and templates' arguments are walked later by code that calls itself. Raises: InvalidInput."""
-    level: list[object] = [members]
-    for _ in range(most):
-        inner: list[object] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner += [value for value in one.values() if isinstance(value, (dict, list))]
-            elif isinstance(one, list):
-                inner += [value for value in one if isinstance(value, (dict, list))]
-        if not inner:
-            return
-        level = inner
-    raise InvalidInput(f"the body is nested more than {most} deep, the most that this server takes")
-
-
-async def named_model(fields: Fields, door: Door) -> tuple[str, Found]:
-    """The model that `model` names, and that name. Without one, the only language model of the server.
-
-    Raises: InvalidInput, NotFound, NotReady.
-    """
-    name = fields.text("model", LONGEST_MODEL)
-    if name is None:
-        models = await every(door)
-        if len(models) != 1:
-            raise fields.missing("model")
-        return models[0].card.name, Found(models[0])
-    try:
-        return name, await find(door, name)
-    except Unsupported as error:
-        raise InvalidInput(error.message, parameter="model", problem="unsupported_model") from error
+    body, http.body = http.body, b""
+    limits = http.limits
+    return language_calls.read_fields(
+        body, http.header(b"content-encoding"), limits.decompressed_bytes, limits.json_depth
+    )
 
 
 def head_of(kind: str, name: str, model: LanguageModel) -> Head:

@@ -8,9 +8,10 @@ from penstock.core.door import Door
 from penstock.core.errors import InvalidInput
 from penstock.core.fields import Fields
 from penstock.core.language import Ask
+from penstock.core.language_calls import named_model
 from penstock.protocols import HttpRequest, HttpResponse, HttpStream
 from penstock.protocols.openai_http import parameters
-from penstock.protocols.openai_http.answering import asked, gathered, head_of, named_model, read_fields, streamed, told
+from penstock.protocols.openai_http.answering import asked, gathered, head_of, read_fields, streamed, told
 from penstock.protocols.openai_http.chat_wire import ChatAnswer, ChatStream, Shape
 from penstock.protocols.openai_http.conversation import check_continued, messages, tools
 from penstock.protocols.openai_http.formats import output_format

@@ -14,9 +14,10 @@ from penstock.core.door import Door
 from penstock.core.errors import InvalidInput, NotFound, TooLarge, Unsupported
 from penstock.core.fields import Fields, token_ids
 from penstock.core.language import EngineInfo, LanguageModel, Vectors
+from penstock.core.language_calls import named_model
 from penstock.core.model_names import Found
 from penstock.protocols import HttpRequest, HttpResponse
-from penstock.protocols.openai_http.answering import named_model, read_fields
+from penstock.protocols.openai_http.answering import read_fields
 from penstock.protocols.openai_http.failures import request_id
 from penstock.protocols.openai_http.parameters import check_rest, ignored_header
 

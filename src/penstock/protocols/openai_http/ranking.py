@@ -11,8 +11,9 @@ from penstock.core.door import Door
 from penstock.core.errors import InvalidInput, TooLarge, Unsupported
 from penstock.core.fields import Fields
 from penstock.core.language import Scores
+from penstock.core.language_calls import named_model
 from penstock.protocols import HttpRequest, HttpResponse
-from penstock.protocols.openai_http.answering import head_of, named_model, read_fields
+from penstock.protocols.openai_http.answering import head_of, read_fields
 from penstock.protocols.openai_http.failures import request_id
 from penstock.protocols.openai_http.parameters import check_rest, ignored_header
 

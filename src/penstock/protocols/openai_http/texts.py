@@ -9,10 +9,11 @@ from penstock.core.door import Door
 from penstock.core.errors import InvalidInput
 from penstock.core.fields import Fields, token_ids
 from penstock.core.language import Ask, LanguageModel
+from penstock.core.language_calls import named_model
 from penstock.language.merging import merged
 from penstock.protocols import HttpRequest, HttpResponse, HttpStream
 from penstock.protocols.openai_http import parameters
-from penstock.protocols.openai_http.answering import asked, gathered, head_of, named_model, read_fields, streamed, told
+from penstock.protocols.openai_http.answering import asked, gathered, head_of, read_fields, streamed, told
 from penstock.protocols.openai_http.formats import output_format
 from penstock.protocols.openai_http.texts_wire import Shape, TextAnswer, TextStream
 

@@ -9,9 +9,10 @@ import orjson
 from penstock.core.door import Door
 from penstock.core.fields import Fields
 from penstock.core.language import Ask
+from penstock.core.language_calls import named_model
 from penstock.protocols import HttpRequest, HttpResponse
 from penstock.protocols.openai_http import parameters
-from penstock.protocols.openai_http.answering import named_model, read_fields
+from penstock.protocols.openai_http.answering import read_fields
 from penstock.protocols.openai_http.chat import read_template
 from penstock.protocols.openai_http.conversation import messages, tools
 from penstock.protocols.openai_http.failures import request_id
