@@ -45,7 +45,7 @@ class EngineTerms:
 
 
 # llamacpp: 4 contexts, 1 to 16 sequences, f16 and q8_0 caches of SmolLM2 135M Q4_1 (vocabulary of 49,152).
-# openvino: the same model as f16, int8 and int4; the file stays mapped (f16: is read), the plugin keeps a form of its own.
+# openvino: the same model as f16, int8 and int4; the file stays mapped (f16: is read), the plugin keeps its own form.
 # transformers and vllm: rough, from single runs of one small model on a CPU; not calibrated.
 ENGINES: Mapping[str, EngineTerms] = {
     terms.name: terms
