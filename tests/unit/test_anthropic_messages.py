@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -280,7 +281,8 @@ async def test_what_asks_for_nothing_is_let_in(messages: Messages) -> None:
 
 
 async def test_versions_of_the_api(messages: Messages) -> None:
-    assert (await messages(headers={"anthropic-version": "2023-06-01"})).status == 200
+    for version in ("2023-06-01", "2026-10-21"):
+        assert (await messages(headers={"anthropic-version": version}, temperature=0.5)).status == 200
     assert "anthropic-version" in await messages.refused(headers={"anthropic-version": "2023-01-01"})
 
 
@@ -318,3 +320,9 @@ async def test_events_that_end_too_early_are_no_clean_end(messages: Messages) ->
     messages.script.answers = [[BEGAN, Text(0, "a")]]
     assert (await messages.events())[-1]["type"] == "error"
     assert (await messages()).status == 500
+
+
+def test_the_page_names_every_parameter_and_route() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "anthropic.md").read_text()
+    assert {name for name in (*KNOWN, *HARMLESS, *REFUSED) if f"`{name}`" not in page} == set()
+    assert all(route.pattern in page for route in plug.routes())

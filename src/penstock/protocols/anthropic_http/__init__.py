@@ -24,7 +24,9 @@ from penstock.protocols.anthropic_http.failures import error_document, refused, 
 from penstock.protocols.anthropic_http.reading import Wish, decode
 from penstock.protocols.anthropic_http.writing import MessageAnswer, MessageStream
 
-_VERSION: Final = "2023-06-01"  # of the API; the one before it streams in another form
+# Of the API. What 2026-10-21 took away (temperature, top_p, top_k) is answered in both: engines here still have it. The
+# version before them streams in another form. Source: https://platform.claude.com/docs/en/api/versioning
+_VERSIONS: Final = ("2023-06-01", "2026-10-21")
 
 
 class AnthropicHttp:
@@ -83,9 +85,9 @@ async def count(http: HttpRequest, door: Door) -> HttpResponse:
 
 
 def _read(http: HttpRequest) -> Fields:
-    version = http.header(b"anthropic-version", _VERSION)
-    if version != _VERSION:
-        raise InvalidInput(f"anthropic-version: expected {_VERSION}, but got {version[:80]!r}")
+    version = http.header(b"anthropic-version", _VERSIONS[-1])
+    if version not in _VERSIONS:
+        raise InvalidInput(f"anthropic-version: expected one of {', '.join(_VERSIONS)}, but got {version[:80]!r}")
     body, http.body = http.body, b""
     limits = http.limits
     return language_calls.read_fields(

@@ -91,7 +91,7 @@ class MessageStream:
 
     def _head(self) -> bytes:
         self._begun = True
-        message = {
+        message: dict[str, object] = {
             "id": self._identity, "type": "message", "role": "assistant", "model": self._model, "content": [],
             "stop_reason": None, "stop_sequence": None,
             "usage": {
