@@ -130,8 +130,8 @@ class Encoder:
         self.info = replace(self.info, embedding_size=len(self._embed([([0], [0])])[0]))
 
     async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
-        raise NotImplementedError  # `info` says that it does not generate
-        yield Delta()
+        for delta in ():  # `info` says that it does not generate
+            yield delta
 
     async def embed(self, batch: Sequence[Sequence[int]]) -> list[list[float]]:
         """(texts, embedding_size), each of length 1. Raises: InvalidInput, TooLarge."""
