@@ -58,7 +58,7 @@ def decide(files: ModelFiles, context: EngineContext) -> Settings:
     pooled = "pooling" in options or files.task == "embed"
     pooling = _POOLINGS[_one_of(options, "pooling", _POOLINGS, "mean")] if "pooling" in options else -1
     own_context = _number(files, "context_length") or 4096
-    running = context.max_running or (4 if pooled else _DEFAULT_RUNNING)
+    running = 1 if pooled else context.max_running or _DEFAULT_RUNNING
     per_token = 0 if files.task == "embed" else _kv_bytes_per_token(files, _KV_BITS[kv_type])
     wanted = min(context.context_tokens or own_context, own_context)
     if context.kv_cache_bytes:
@@ -95,6 +95,8 @@ def parameters(xllamacpp: object, files: ModelFiles, settings: Settings) -> obje
     made.kv_unified = True
     made.n_ctx = settings.kv_capacity + _SPARE_TOKENS
     made.cpuparams.n_threads = made.cpuparams_batch.n_threads = settings.threads
+    # Threads that have nothing to do sleep at once: spinning, they take the time of whoever else computes.
+    made.cpuparams.poll = made.cpuparams_batch.poll = 0
     made.n_gpu_layers, made.main_gpu = settings.gpu_layers, settings.main_gpu
     made.split_mode = xllamacpp.llama_split_mode.LLAMA_SPLIT_MODE_NONE  # type: ignore[attr-defined]
     made.n_batch = made.n_ubatch = settings.batch_tokens
@@ -104,6 +106,7 @@ def parameters(xllamacpp: object, files: ModelFiles, settings: Settings) -> obje
         made.flash_attn_type = xllamacpp.llama_flash_attn_type(int(settings.flash_attention))  # type: ignore[attr-defined]
     if settings.pooling is not None:
         made.embedding = True
+        made.n_parallel = 1  # with more, llama.cpp aborts as it loads: ggml_can_mul_mat of the pooled outputs
         made.pooling_type = xllamacpp.llama_pooling_type(settings.pooling)  # type: ignore[attr-defined]
         # All of a text must be computed in one step: https://github.com/ggml-org/llama.cpp/issues/12836
         made.n_batch = made.n_ubatch = settings.context_tokens
