@@ -43,8 +43,12 @@ class Weights:
         return self._place(name).shape
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """A copy, float32 unless the file has float16. Raises: LoadError when there is no such tensor."""
+        """A copy, float32 unless the file has float16. Raises: LoadError: it is missing, or of whole numbers."""
         place = self._place(name)
+        if place.type not in _TYPES:
+            raise LoadError(
+                f"{place.path.name}: tensor {name} has the type {place.type}; {', '.join(_TYPES)} can be read"
+            )
         kind = np.dtype(_TYPES[place.type])
         count = (place.end - place.start) // kind.itemsize
         found = np.fromfile(place.path, kind, count, offset=place.start).reshape(place.shape)
@@ -96,9 +100,7 @@ def _placed(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
     kind = str(entry["dtype"])
     shape = tuple(int(axis) for axis in entry["shape"])
     start, end = (base + int(at) for at in entry["data_offsets"])
-    if kind not in _TYPES:
-        raise LoadError(f"{path.name}: tensor {name} has the type {kind}; {', '.join(_TYPES)} can be read")
-    needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(_TYPES[kind]).itemsize
-    if min((*shape, start - base)) < 0 or end > size or end - start != needed:
+    needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(_TYPES[kind]).itemsize if kind in _TYPES else end - start
+    if min((*shape, start - base, needed)) < 0 or end > size or end - start != needed:
         raise LoadError(f"{path.name}: tensor {name} does not lie where the header says")
     return _Place(path, kind, shape, start, end)

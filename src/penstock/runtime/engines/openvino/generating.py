@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching: the engine for x86 CPUs. GGUF and Hugging Face folders are converted once.
+"""OpenVINO GenAI's continuous batching: generates.
 
 One task on the worker's loop owns the pipeline: it steps while anything runs, hands out what each sequence has got, and
 lets the loop turn before the next step. A thread would win nothing, because `step()` holds the interpreter's lock.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import secrets
 import sys
@@ -22,19 +21,15 @@ from typing import Any, Literal
 
 from penstock.core.errors import InvalidInput, LoadError, Overloaded, TooLarge
 from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation, TokenLogprob
-from penstock.core.nearest import nearest
 from penstock.language import files as language_files
 from penstock.language.files import ModelFiles
 from penstock.language.tokenizer import open_tokenizer
-from penstock.runtime import conversion
-from penstock.runtime.conversion import cache
 from penstock.runtime.conversion.grammar_trial import GrammarTrial
 from penstock.runtime.conversion.graph_shape import GraphShape
 from penstock.runtime.conversion.minimal_tokenizer import minimal_tokenizer
-from penstock.runtime.conversion.openvino_ir import forbid_telemetry
 from penstock.runtime.engines import Engine, EngineContext
 
-_OPTIONS = ("chunk_tokens", "kv_cache")
+OPTIONS = ("chunk_tokens", "kv_cache")
 _BLOCK = 32  # tokens of a block of KV cache on CPUs
 _MAX_RUNNING = 64
 _KV_BYTES = {"f16": 2, "f32": 4, "u8": 1}  # of one number
@@ -250,42 +245,11 @@ def _delta(generation: Generation, output: Any, load: EngineLoad | None) -> Delt
     return Delta(tokens, logprobs, finish_reason=reasons.get(output.finish_reason.name, ""), load=load)
 
 
-class OpenVinoPlug:
-    """Generates from GGUF files, Hugging Face and OpenVINO folders."""
-
-    name = "openvino"
-    preference = 80
-    devices = frozenset({"cpu"})
-
-    def fit(self, files: ModelFiles) -> str:
-        if importlib.util.find_spec("openvino_genai") is None:
-            return 'openvino-genai is not installed: pip install "penstock[openvino]"'
-        return conversion.reason(files)
-
-    def load(self, files: ModelFiles, context: EngineContext) -> Engine:
-        forbid_telemetry()
-        options = dict(context.options)
-        if unknown := [name for name in options if name not in _OPTIONS]:
-            raise LoadError(f"engine openvino has no option {unknown[0]!r}{nearest(unknown[0], _OPTIONS)}")
-        folder = conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
-        try:
-            return _loaded(files, folder, context)
-        except RuntimeError as error:
-            if folder == files.path:
-                raise LoadError(f"OpenVINO cannot load {files.path.name}: {_short(error)}") from error
-            cache.forget(folder)  # it was whole as far as could be seen: it is made again, once
-        folder = conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
-        try:
-            return _loaded(files, folder, context)
-        except RuntimeError as error:
-            raise LoadError(f"OpenVINO cannot load {files.path.name}: {_short(error)}") from error
-
-
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     return " ".join(str(error).split())[-400:]
 
 
-def _loaded(files: ModelFiles, folder: Path, context: EngineContext) -> Engine:
+def loaded(files: ModelFiles, folder: Path, context: EngineContext) -> Engine:
     import openvino
     import openvino_genai
 
@@ -395,6 +359,3 @@ def _adapter(adapters: Mapping[str, Path]) -> dict[str, Any]:
     mode = openvino_genai.AdapterConfig.Mode.MODE_STATIC
     adapter = openvino_genai.Adapter(path / "adapter_model.safetensors")
     return {"adapters": openvino_genai.AdapterConfig(adapter, scale, mode)}
-
-
-plug = OpenVinoPlug()

@@ -1,0 +1,56 @@
+"""OpenVINO: the engine for x86 CPUs. Generates from GGUF files, Hugging Face and OpenVINO folders, which are converted
+once; embeds, ranks and classifies with encoders from Hugging Face and sentence-transformers folders."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from penstock.core.errors import LoadError
+from penstock.core.nearest import nearest
+from penstock.language.files import ModelFiles
+from penstock.runtime import conversion
+from penstock.runtime.conversion import cache, encoder_shape
+from penstock.runtime.conversion.openvino_ir import forbid_telemetry
+from penstock.runtime.engines import Engine, EngineContext
+from penstock.runtime.engines.openvino import encoding, generating
+
+
+class OpenVinoPlug:
+    """Chooses between the two by the files' task."""
+
+    name = "openvino"
+    preference = 80
+    devices = frozenset({"cpu"})
+
+    def fit(self, files: ModelFiles) -> str:
+        if files.task != "generate" and files.kind in ("huggingface", "sentence"):
+            if importlib.util.find_spec("openvino") is None:
+                return 'openvino is not installed: pip install "penstock[openvino]"'
+            return encoder_shape.reason(files)
+        if importlib.util.find_spec("openvino_genai") is None:
+            return 'openvino-genai is not installed: pip install "penstock[openvino]"'
+        return conversion.reason(files)
+
+    def load(self, files: ModelFiles, context: EngineContext) -> Engine:
+        forbid_telemetry()
+        encodes = files.task != "generate"
+        known = encoding.OPTIONS if encodes else generating.OPTIONS
+        if unknown := [name for name in context.options if name not in known]:
+            raise LoadError(f"engine openvino has no option {unknown[0]!r}{nearest(unknown[0], known)}")
+        if encodes:
+            return encoding.loaded(files, context)
+        folder = conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
+        try:
+            return generating.loaded(files, folder, context)
+        except RuntimeError as error:
+            if folder == files.path:
+                raise LoadError(f"OpenVINO cannot load {files.path.name}: {generating.short(error)}") from error
+            cache.forget(folder)  # it was whole as far as could be seen: it is made again, once
+        folder = conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
+        try:
+            return generating.loaded(files, folder, context)
+        except RuntimeError as error:
+            raise LoadError(f"OpenVINO cannot load {files.path.name}: {generating.short(error)}") from error
+
+
+plug = OpenVinoPlug()
