@@ -123,9 +123,11 @@ def test_adapters_are_chosen_by_requests_and_do_not_mix(smollm2: Path, tmp_path:
         try:
             alone = {name: await said(name) for name in ("", "polite", "curt")}
             assert len({tuple(tokens) for tokens in alone.values()}) == 3
+            # They differ from the first token on. Two of one adapter share a step, which may turn a near tie later.
+            assert await asyncio.gather(*map(said, alone)) == list(alone.values())
             names = [*alone, *reversed(alone)]
-            together = await asyncio.gather(*(said(name) for name in names))
-            assert together == [alone[name] for name in names]
+            together = await asyncio.gather(*map(said, names))
+            assert [tokens[:6] for tokens in together] == [alone[name][:6] for name in names]
         finally:
             await engine.close()
 
