@@ -40,6 +40,7 @@ COMMANDS = {
     "graph": "penstock.cli.graph",
     "evaluate-policy": "penstock.cli.evaluate_policy",
     "memory": "penstock.cli.memory",
+    "quantize": "penstock.cli.quantize",
     "version": "penstock.cli.version",
 }
 

@@ -153,6 +153,18 @@ class NativeTokenizer(Tokenizer):
             return [*before, *ids, *after]
         return ids
 
+    def as_json(self) -> str:
+        """The text of a tokenizer.json that gives the same ids."""
+        from tokenizers import Tokenizer as Native
+        from tokenizers import processors
+
+        copy = Native.from_str(self._native.to_str())
+        if self._around is not None and any(self._around):
+            before, after = ([(self.token(token), token) for token in part] for part in self._around)
+            single = [text for text, _ in before] + ["$A"] + [text for text, _ in after]
+            copy.post_processor = processors.TemplateProcessing(single=single, special_tokens=[*before, *after])
+        return str(copy.to_str(pretty=False))
+
     def piece(self, token_id: int) -> bytes:
         found = self._pieces.get(token_id)
         if found is None:

@@ -55,7 +55,7 @@ ENGINES: Mapping[str, EngineTerms] = {
             cache_kinds=("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"),
         ),
         EngineTerms(
-            "openvino", 235 * _MIB, 0, {"f16": 2.0, "bf16": 2.0}, 1.0, True, 32,
+            "openvino", 195 * _MIB, 0, {"f16": 2.0, "bf16": 2.0}, 1.0, True, 32,
             False, True, False, False, 512, 16, None, "int8", ("u8", "u4", "f16", "bf16", "f32"),
         ),
         EngineTerms(

@@ -11,7 +11,7 @@ from penstock.language.files import ModelFiles
 from penstock.runtime.engines import EngineContext
 from penstock.runtime.workers.free_memory import free_bytes
 
-_CACHE_OPTIONS = ("kv_type", "kv_cache_dtype", "kv_cache_precision")  # as engines call them
+_CACHE_OPTIONS = ("kv_type", "kv_cache", "kv_cache_dtype", "kv_cache_precision")  # as engines call them
 
 
 def plan(files: ModelFiles, context: EngineContext, engine: str, free: int | None = None) -> memory.Plan | None:
