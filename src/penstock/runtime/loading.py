@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 from penstock import plugins
@@ -260,7 +261,10 @@ class _Loading:
 
     def _spec(self, worker: int) -> LoadSpec:
         adapter, path, limit = self._loaded.adapter, str(self._loaded.path), self._options.max_memory_bytes
-        return LoadSpec(adapter=adapter, path=path, context=self._context(worker), memory_bytes=limit)
+        # A language model's engine may need libraries that this environment has not, or not in that version.
+        told = self._options.options.get("python", "") if adapter == "language" else ""
+        python = str(Path(str(told)).expanduser()) if told else ""
+        return LoadSpec(adapter=adapter, path=path, context=self._context(worker), memory_bytes=limit, python=python)
 
     def _context(self, worker: int) -> LoadContext:
         device: Device = deal(self._devices, worker)

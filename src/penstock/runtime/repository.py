@@ -255,6 +255,8 @@ class ModelRepository:
         if own is not None and paths == [version.path for version in own.versions.values()]:
             paths = []  # the files are the owner's, the settings are the call's
         remedy = "put it into the model's folder, or start the server with --accept-code"
+        if brought.options.options.get("python") != (own.options.options.get("python") if own is not None else None):
+            raise Unsupported(f"this load call sets `python`, a program that this server would start: {remedy}")
         if brought.adapter == "python" and paths:
             raise Unsupported(f"this load call brings Python code, which could do anything here: {remedy}")
         if brought.adapter != GRAPH:

@@ -2,7 +2,8 @@
 
 Options: `engine` (unset: the most preferred that fits), `context_tokens`, `max_running`, `kv_cache_bytes`, `dtype`,
 `prefix_cache`, `cache` (folder of converted models), `memory_check` (false loads what does not seem to fit),
-`lora.NAME = PATH`; every other one is the engine's own.
+`lora.NAME = PATH`, `python` (the worker's interpreter, for an engine with an environment of its own); every other one
+is the engine's own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from penstock.runtime.language.choice import choose
 
 _LORA = "lora."
 # What the server reads for itself: a template instead of the model's own, what may wait, who shares requests.
-_OF_THE_SERVER = ("chat_template", "max_queued_tokens", "consumer_group")
+_OF_THE_SERVER = ("chat_template", "max_queued_tokens", "consumer_group", "python")
 _TRIAL = Generation("warm-up", (1, 2, 3), 1)
 
 

@@ -48,6 +48,7 @@ class LoadSpec(msgspec.Struct, frozen=True):
     env: dict[str, str] = {}  # added to the child's environment
     heartbeat_s: float = 0.25
     memory_bytes: int | None = None  # what the process may hold
+    python: str = ""  # the interpreter it runs in; "" is the server's own
 
 
 class TensorHead(msgspec.Struct, frozen=True, array_like=True, gc=False):

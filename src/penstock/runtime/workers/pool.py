@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -164,7 +165,10 @@ class Pool:
 
     async def _launch(self, index: int) -> WorkerProcess:
         seat = self._seats[index]
-        worker = await WorkerProcess.start(self._make_spec(index), load_timeout_s=self._load_timeout_s)
+        spec = self._make_spec(index)
+        worker = await WorkerProcess.start(
+            spec, python=spec.python or sys.executable, load_timeout_s=self._load_timeout_s
+        )
         worker.on_exit(lambda: self._died(index, seat, worker))
         worker.on_free(lambda: self.on_free())
         return worker
