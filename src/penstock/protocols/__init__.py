@@ -106,6 +106,9 @@ class StreamExchange(Protocol):
 # A JSON body that works for a model of this signature, for documents; None when there is none short enough to show.
 Example = Callable[[Signature], Mapping[str, object] | None]
 
+# Answers a request with no shape of its own.
+Handler = Callable[[HttpRequest, Door], Awaitable["HttpResponse | HttpStream"]]
+
 
 @dataclass(frozen=True, slots=True)
 class InferRoute:
@@ -117,6 +120,7 @@ class InferRoute:
     summary: str
     openapi: Mapping[str, object] = field(default_factory=dict)  # operation object: requestBody, responses, …
     example: Example | None = None
+    language: Handler | None = None  # answers instead, where the model that the path names is a language model
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ class StreamRoute:
     summary: str
     openapi: Mapping[str, object] = field(default_factory=dict)
     example: Example | None = None
+    language: Handler | None = None  # answers instead, where the model that the path names is a language model
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ class CallRoute:
 
     method: str
     pattern: str
-    handle: Callable[[HttpRequest, Door], Awaitable[HttpResponse | HttpStream]]
+    handle: Handler
     summary: str
     public: bool = False
     openapi: Mapping[str, object] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """The generate extension: plain JSON in and out for models of texts, whole or as server-sent events.
 
 Every top-level key that is an input's name is that input, `parameters` and all other keys are parameters. Outputs are
-top-level keys of the answer; one element stands alone.
+top-level keys of the answer; one element stands alone. `generate_text` answers for language models.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from penstock.core.messages import Parameter, Request, Response, Timings
 from penstock.core.sample import sample_flat, sample_rows
 from penstock.core.servable import Signature
 from penstock.protocols import HttpRequest, HttpResponse, InferRoute, Route, StreamRoute
+from penstock.protocols.v2_http import generate_text
 from penstock.protocols.v2_http import request as infer
 from penstock.protocols.v2_http.answer import InferExchange, compressed
 from penstock.protocols.v2_http.models import PATHS
@@ -35,7 +36,15 @@ def routes() -> Sequence[Route]:
     found: list[Route] = []
     for path in PATHS:
         found += [
-            InferRoute("POST", f"{path}/generate", decode, "Generate from plain JSON", GENERATE, example),
+            InferRoute(
+                "POST",
+                f"{path}/generate",
+                decode,
+                "Generate from plain JSON",
+                GENERATE,
+                example,
+                generate_text.generate,
+            ),
             StreamRoute(
                 "POST",
                 f"{path}/generate_stream",
@@ -43,6 +52,7 @@ def routes() -> Sequence[Route]:
                 "Generate as a stream of events",
                 GENERATE_STREAM,
                 example,
+                generate_text.generate_stream,
             ),
             StreamRoute(
                 "POST",

@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from penstock.core.errors import Cancelled, Internal, InvalidInput, PenstockError
 from penstock.core.http_status import http_status
+from penstock.core.language import KIND
 from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
 from penstock.protocols import (
     CallRoute,
     Exchange,
+    Handler,
     HttpRequest,
     HttpResponse,
     HttpStream,
     InferRoute,
     StreamExchange,
-    StreamRoute,
 )
 from penstock.runtime.listeners.heads import (
     CONTINUE,
@@ -122,7 +123,11 @@ class Turn:
                 self.answer(target)
                 return
             route = target.route
-            if isinstance(route, InferRoute):
+            if isinstance(route, CallRoute):
+                self._start_call(route.handle)
+            elif route.language is not None and self._asks_language():
+                self._start_call(route.language)
+            elif isinstance(route, InferRoute):
                 self.exchange = exchange = route.decode(self.http, self.wire.door)
                 self._admit(exchange.request)
                 self.future = future = self.wire.door.submit(exchange.request)
@@ -130,18 +135,24 @@ class Turn:
                     self._finished(future)
                 else:
                     future.add_done_callback(self._finished)
-            elif isinstance(route, StreamRoute):
+            else:
                 stream = route.decode(self.http, self.wire.door)
                 self._admit(stream.request)
                 pieces = HttpStream(self._encoded(stream), stream.encode_error, stream.content_type)
                 self.task = asyncio.get_running_loop().create_task(self._send(pieces))
-            else:
-                self.deadline = self.http.deadline = self._told_deadline()
-                self.task = asyncio.get_running_loop().create_task(self._call(route))
         except PenstockError as error:
             self.fail(error)
         except Exception as error:
             self.crash(error)
+
+    def _start_call(self, handle: Handler) -> None:
+        self.deadline = self.http.deadline = self._told_deadline()
+        self.task = asyncio.get_running_loop().create_task(self._call(handle))
+
+    def _asks_language(self) -> bool:
+        """Whether the model in the path is a language model. Raises: NotFound, NotReady."""
+        match = self.http.match
+        return KIND in self.wire.door.signature(match["model"], match.get("version", "")).metadata
 
     def probe(self) -> bytes:
         """What may be sent now without changing the answer, to see whether the client is still there."""
@@ -261,9 +272,9 @@ class Turn:
         except Exception as raised:
             self.crash(raised)
 
-    async def _call(self, route: CallRoute) -> None:
+    async def _call(self, handle: Handler) -> None:
         try:
-            answer = await route.handle(self.http, self.wire.door)
+            answer = await handle(self.http, self.wire.door)
             if isinstance(answer, HttpStream):
                 await self._send(answer)
             else:
