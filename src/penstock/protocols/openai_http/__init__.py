@@ -1,6 +1,6 @@
 """OpenAI's API for language models, and what vLLM, Cohere and Jina added to it.
 
-`chat` and `texts` read requests and `chat_wire` and `texts_wire` write answers; `answering` is what lies between.
+`chat`, `texts` and `responses` read requests, and those with `_wire` write answers; `answering` is what lies between.
 `parameters` says what becomes of every parameter. The errors are in `failures`.
 """
 
@@ -14,7 +14,7 @@ import orjson
 from penstock.core.door import Door
 from penstock.core.errors import PenstockError
 from penstock.protocols import CallRoute, HttpRequest, HttpResponse, Route
-from penstock.protocols.openai_http import chat, embeddings, models, operations, ranking, texts, tokens
+from penstock.protocols.openai_http import chat, embeddings, models, operations, ranking, responses, texts, tokens
 from penstock.protocols.openai_http.failures import refused, request_id
 
 
@@ -41,6 +41,8 @@ class OpenAiHttp:
                       openapi=operations.of("chat/completions")),
             CallRoute("POST", "/v1/completions", texts.complete, "Continue a text",
                       openapi=operations.of("completions")),
+            CallRoute("POST", "/v1/responses", responses.create, "Answer a conversation, as items",
+                      openapi=operations.of("responses")),
             CallRoute("POST", "/v1/embeddings", embeddings.embed, "Vectors of texts",
                       openapi=operations.of("embeddings")),
             CallRoute("POST", "/v1/classify", ranking.classify, "Labels of texts", openapi=operations.of("classify")),

@@ -85,10 +85,11 @@ def streamed(
     events: AsyncGenerator[E, None], chunks: Chunks[E], http: HttpRequest, headers: tuple[tuple[str, str], ...]
 ) -> HttpStream:
     """The answer as events. Its first piece is there once something was generated."""
-    return HttpStream(_pieces(events, chunks), error_event, headers=request_id(http) + headers)
+    return HttpStream(pieces(events, chunks), error_event, headers=request_id(http) + headers)
 
 
-async def _pieces(events: AsyncGenerator[E, None], chunks: Chunks[E]) -> AsyncIterator[bytes]:
+async def pieces(events: AsyncGenerator[E, None], chunks: Chunks[E]) -> AsyncIterator[bytes]:
+    """The bytes of all events that have some, then the end."""
     encode = chunks.encode
     async with aclosing(events):
         async for event in events:

@@ -16,8 +16,8 @@ from penstock.protocols.openai_http.chat_wire import ChatAnswer, ChatStream, Sha
 from penstock.protocols.openai_http.conversation import check_continued, messages, tools
 from penstock.protocols.openai_http.formats import output_format
 
-_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh")
-_OUR_EFFORTS: Final = {"minimal": "low", "xhigh": "high"}  # the nearest of those that templates know
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh")
+OUR_EFFORTS: Final = {"minimal": "low", "xhigh": "high"}  # the nearest of those that templates know
 
 # For finding misspelt names: what `decode` reads.
 KNOWN: Final = frozenset({
@@ -74,8 +74,8 @@ def decode(fields: Fields) -> tuple[Ask, Shape, list[str]]:
     ask.names = {**parameters.NAMES, "max_tokens": limit_name, "format": form_name}
     _logprobs(fields, ask)
     read_template(fields, ask)
-    effort = fields.one_of("reasoning_effort", _EFFORTS) or ""
-    ask.reasoning = _OUR_EFFORTS.get(effort, effort)
+    effort = fields.one_of("reasoning_effort", EFFORTS) or ""
+    ask.reasoning = OUR_EFFORTS.get(effort, effort)
     fields.text("request_id", 512)  # `x-request-id` names a request here
     shape = Shape(
         ask.n,

@@ -24,11 +24,12 @@ def messages(fields: Fields, name: str = "messages") -> list[Message]:
     if values is None:
         raise fields.missing(name)
     return [
-        _message(Fields(_object(fields, f"{name}[{at}]", value), f"{name}[{at}]")) for at, value in enumerate(values)
+        message(Fields(_object(fields, f"{name}[{at}]", value), f"{name}[{at}]")) for at, value in enumerate(values)
     ]
 
 
-def _message(fields: Fields) -> Message:
+def message(fields: Fields) -> Message:
+    """One message. Raises: InvalidInput."""
     role = fields.one_of("role", _ROLES)
     if role is None:
         raise fields.missing("role")
@@ -122,13 +123,13 @@ def tools(fields: Fields) -> tuple[tuple[Tool, ...], str, bool]:
         raise fields.refused("functions", "it without 'tools'", "invalid_value")
     if old is not None:
         found = tuple(
-            _tool(Fields(_object(fields, f"functions[{at}]", value), f"functions[{at}]"))
+            tool_of(Fields(_object(fields, f"functions[{at}]", value), f"functions[{at}]"))
             for at, value in enumerate(old)
         )
         choice = _old_choice(fields, found)
     else:
         found = tuple(_listed(fields, at, value) for at, value in enumerate(listed or ()))
-        found, choice = _choice(fields, found)
+        found, choice = choice_of(fields, found)
     names = [tool.name for tool in found]
     if len(set(names)) < len(names):
         raise fields.refused("functions" if old else "tools", "names that differ", "invalid_value")
@@ -143,10 +144,11 @@ def _listed(fields: Fields, at: int, value: object) -> Tool:
     function = entry.inner("function")
     if function is None:
         raise entry.missing("function")
-    return _tool(function)
+    return tool_of(function)
 
 
-def _tool(function: Fields) -> Tool:
+def tool_of(function: Fields) -> Tool:
+    """One function that may be called. Raises: InvalidInput."""
     name = function.text("name", _LONGEST_NAME)
     if not name:
         raise function.missing("name")
@@ -160,7 +162,8 @@ def _tool(function: Fields) -> Tool:
     )
 
 
-def _choice(fields: Fields, found: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], str]:
+def choice_of(fields: Fields, found: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], str]:
+    """The tools that may be called, and whether one must be (as `Ask.tool_choice`). Raises: InvalidInput."""
     value = fields.take("tool_choice")
     if value is None:
         return found, "auto"

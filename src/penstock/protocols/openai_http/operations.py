@@ -32,6 +32,18 @@ _SAMPLING: Final[Mapping[str, object]] = {
 }
 _BODIES: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]]] = {
     "chat/completions": (("messages",), {"messages": _MESSAGES, **_SAMPLING, "tools": {"type": "array"}}),
+    "responses": (
+        ("input",),
+        {
+            "input": {"oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}]},
+            "instructions": _TEXT,
+            "max_output_tokens": {"type": "integer", "minimum": 1},
+            "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+            "text": {"type": "object"},
+            "tools": {"type": "array"},
+            "stream": {"type": "boolean"},
+        },
+    ),
     "completions": (("prompt",), {"prompt": {}, **_SAMPLING, "echo": {"type": "boolean"}}),
     "embeddings": (
         ("input",),
@@ -50,7 +62,7 @@ _BODIES: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]]] = {
     "score": (("text_1", "text_2"), {"text_1": _TEXTS, "text_2": _TEXTS}),
     "classify": (("input",), {"input": _TEXTS}),
 }
-_STREAMED: Final = frozenset({"chat/completions", "completions"})
+_STREAMED: Final = frozenset({"chat/completions", "completions", "responses"})
 
 
 def _error(description: str) -> Mapping[str, object]:
