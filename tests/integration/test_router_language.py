@@ -280,3 +280,28 @@ async def test_who_has_used_up_its_tokens_is_told_when_to_come_again() -> None:
             assert least_s <= int(refused.headers["retry-after"]) <= most_s
             assert error(refused)["code"] == "rate_limit_exceeded" and error(refused)["type"] == "rate_limit_error"
         assert len(one.seen) < 6
+
+
+@pytest.mark.parametrize(("said", "connections"), [("timeout=1", 3), ("timeout=5, max=100", 1), ("max=100", 1)])
+async def test_a_connection_is_given_up_before_its_replica_does(said: str, connections: int) -> None:
+    """As servers of other makers have them: llama.cpp's keeps idle connections for 5 s."""
+    async with replicas(Replica(says(headers=f"Keep-Alive: {said}\r\n"))) as (one,), rig() as asked:
+        asked.follow(endpoint(one, name="chat"))
+        for _ in range(3):
+            assert await served(asked, chat()) == 200
+        assert one.connections == connections
+
+
+async def test_a_connection_whose_end_was_not_heard_yet_gets_no_request() -> None:
+    """The loop reads a caller's request before it reads the end of a replica's connection."""
+    async with replicas(Replica(says())) as (one,), rig() as asked:
+        asked.follow(endpoint(one, name="chat"))
+        assert await served(asked, chat()) == 200
+        connection = asked.balancer.services["chat"].lanes[0].upstreams[0].pool[0]
+        assert connection.transport is not None
+        connection.transport.pause_reading()  # a loop that has not come to it
+        connection.idle_since -= 1.0
+        for writer in one.writers:
+            writer.close()
+        await until(lambda: not one.open, "the replica closed it")
+        assert await served(asked, chat()) == 200

@@ -13,6 +13,7 @@ from penstock.core.errors import Internal
 
 _STATUS: Final = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: ([\t -~\x80-\xff]*))?")
 _FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*")
+_KEPT_FOR: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)  # RFC 2068, section 19.7.1.1
 # Of one connection only, rendered here, or ours to say.
 _DROPPED: Final = frozenset(
     (
@@ -29,8 +30,8 @@ class AnswerHead:
     """One answer's head. `start` is its status line and its headers for the caller, without framing and last line."""
 
     __slots__ = (
-        "bodiless", "chunked", "content_type", "error", "informational", "json_bytes", "keep_alive", "length", "start",
-        "status",
+        "bodiless", "chunked", "content_type", "error", "idle_s", "informational", "json_bytes", "keep_alive", "length",
+        "start", "status",
     )  # fmt: skip
 
     def __init__(self, status: int, start: bytes) -> None:
@@ -41,6 +42,7 @@ class AnswerHead:
         self.length: int | None = None
         self.chunked = False
         self.keep_alive = True
+        self.idle_s: float | None = None  # so long the replica says that it keeps the connection without a request
         self.error = b""  # Penstock-Error
         self.content_type = b""
         self.json_bytes: int | None = None  # V2's Inference-Header-Content-Length
@@ -94,6 +96,9 @@ def _read(data: bytes) -> AnswerHead:
             head.chunked = True
         elif name == b"connection":
             connection += b"," + value.lower()
+        elif name == b"keep-alive":
+            said = _KEPT_FOR.search(value)
+            head.idle_s = None if said is None else float(said[1])
         elif name == b"penstock-error":
             head.error = value
         elif name == b"content-type":

@@ -152,9 +152,10 @@ class Exchange:
         pool = upstream.pool
         while pool:
             connection = pool.pop()
-            if connection.open:
+            if connection.usable(self._front.now):
                 self._use(connection, hedge=hedge)
                 return
+            connection.cut()
         self._pending += 1
         self._front.connect(upstream, self, hedge)
 

@@ -288,7 +288,7 @@ class HttpFront:
         """Those used least recently are at the beginning."""
         pool = upstream.pool
         count = 0
-        while count < len(pool) and now - pool[count].idle_since > self.options.upstream_idle_s:
+        while count < len(pool) and now - pool[count].idle_since > pool[count].idle_s:
             count += 1
         if count:
             idle, upstream.pool = pool[:count], pool[count:]

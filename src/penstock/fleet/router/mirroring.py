@@ -81,9 +81,10 @@ class Copy:
         copy._slot = front.deadlines.add(copy, copy._began + copy._timeout_s)
         while upstream.pool:
             connection = upstream.pool.pop()
-            if connection.open:
+            if connection.usable(front.now):
                 copy.connected(connection, False)
                 return copy
+            connection.cut()
         front.connect(upstream, copy, False)
         return copy
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from penstock.core.errors import Internal, NotReady, PenstockError, WorkerLost
@@ -34,6 +35,8 @@ log = logging.getLogger("penstock.router")
 IDLE: Final = 0
 HEAD: Final = 1
 BODY: Final = 2
+
+_SOONER_S: Final = 1.5  # than the replica: a tick or two of ours, and the way
 
 
 class Receiver(Protocol):
@@ -69,6 +72,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_keep",
         "_left",
         "_state",
+        "idle_s",
         "idle_since",
         "paused",
         "receiver",
@@ -83,6 +87,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.receiver: Receiver | None = None
         self.idle_since = 0.0
+        self.idle_s = front.options.upstream_idle_s  # so long it may be kept without a request
         self.paused = False  # the replica does not read as fast as we write
         self.uploading = False  # the request's body is not all sent: the connection cannot be used again
         self._state = IDLE
@@ -95,6 +100,22 @@ class UpstreamConnection(asyncio.Protocol):
     def open(self) -> bool:
         transport = self.transport
         return transport is not None and not transport.is_closing()
+
+    def usable(self, now: float) -> bool:
+        """Whether an idle connection may have a request. `now`: as of the last tick.
+
+        One that was idle through a tick is looked at: the replica may have closed it, and the loop not have come to it.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return False
+        if self.idle_since == now:
+            return True
+        if now - self.idle_since > self.idle_s:
+            return False
+        waiting = select.poll()
+        waiting.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not waiting.poll(0)  # bytes, or the end: nobody asked for either
 
     def send(self, receiver: Receiver, data: bytes) -> None:
         """Begins a request. `open` was looked at in the same turn of the loop."""
@@ -194,6 +215,8 @@ class UpstreamConnection(asyncio.Protocol):
                 raise Internal("the replica's answer is malformed: it changes the protocol")
             data = data[end:]
         self._keep = head.keep_alive
+        if head.idle_s is not None:  # ours is closed first, so that no request meets the end
+            self.idle_s = min(self._front.options.upstream_idle_s, head.idle_s - _SOONER_S)
         size = len(data) - end
         length = 0 if head.bodiless or receiver.head_only else head.length
         if length is not None and size >= length:
@@ -250,7 +273,8 @@ class UpstreamConnection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         upstream, front = self.upstream, self._front
-        if self._keep and not self.uploading and not upstream.gone and len(upstream.pool) < front.options.upstream_idle:
+        room = len(upstream.pool) < front.options.upstream_idle
+        if self._keep and not self.uploading and not upstream.gone and room and self.idle_s > 0:
             self.idle_since = front.now
             upstream.pool.append(self)
         else:
