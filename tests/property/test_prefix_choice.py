@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.fleet.router.lanes import Lane, Service, Upstream
-from penstock.fleet.router.prefix_choice import MOST_OVER_MEAN, TOKENS_PER_BLOCK, begun, choose, enter, leave, load
+from penstock.fleet.router.prefix_choice import (
+    LEAST_SHARE,
+    MOST_OVER_MEAN,
+    MOST_WAIT,
+    TOKENS_PER_BLOCK,
+    begun,
+    choose,
+    enter,
+    leave,
+    load,
+)
 from penstock.fleet.router.prefixes import BLOCK_BYTES
 from penstock.fleet.router.prompts import Prompt, block_keys, read_prompt
 from penstock.fleet.routes import Endpoint
@@ -39,11 +49,12 @@ def test_the_guard_holds_and_no_load_is_left_behind(count: int, steps: list[tupl
         saves = {one.id: one.prefixes.match(asked.keys, now) * TOKENS_PER_BLOCK for one in replicas}
         chosen = choose(replicas, asked, now)
         assert chosen is not None
-        least = min(loads.values())
-        bound = max(MOST_OVER_MEAN * sum(loads.values()) / count, least + saves[chosen.id])
-        assert loads[chosen.id] <= bound + 1e-6
-        if saves[chosen.id] < max(saves.values()):  # it was not worth it: less loaded than every better match, or equal
-            assert loads[chosen.id] == least
+        least, saved = min(loads.values()), saves[chosen.id]
+        fewest = min(one.in_flight for one in replicas)
+        if chosen.in_flight > fewest:  # somebody waits for a match, which has to be worth it
+            assert saved == max(saves.values()) and saved >= LEAST_SHARE * asked.tokens
+            bound = max(least + saved, min(MOST_OVER_MEAN * sum(loads.values()) / count, least + MOST_WAIT * saved))
+            assert loads[chosen.id] <= bound + 1e-6
         enter(chosen, asked, now)
         chosen.in_flight += 1
         running.append((chosen, asked))
@@ -65,14 +76,26 @@ def test_the_guard_holds_and_no_load_is_left_behind(count: int, steps: list[tupl
     assert all(abs(load(one)) < 1e-6 for one in replicas)
 
 
-def test_prompts_with_nothing_in_common_are_spread_evenly_by_their_work() -> None:
+def test_prompts_with_nothing_in_common_are_spread_as_by_least_in_flight() -> None:
     replicas, dice = upstreams(4), random.Random(1)
     for number in range(400):
         asked = Prompt((number,), b"%d" % number, dice.choice([10, 100, 4000]), 100.0)
         chosen = choose(replicas, asked, 0.0)
         assert chosen is not None
         enter(chosen, asked, 0.0)
-    assert max(one.load for one in replicas) - min(one.load for one in replicas) <= 4400
+        chosen.in_flight += 1
+        assert max(one.in_flight for one in replicas) - min(one.in_flight for one in replicas) <= 1
+
+
+def test_a_little_in_common_is_no_reason_to_wait() -> None:
+    replicas = upstreams(3)
+    for number in range(26):
+        asked = prompt("s" + "".join(chr(97 + (number * 7 + place) % 26) for place in range(8)))
+        chosen = choose(replicas, asked, 0.0)
+        assert chosen is not None
+        enter(chosen, asked, 0.0)
+        chosen.in_flight += 1
+        assert max(one.in_flight for one in replicas) - min(one.in_flight for one in replicas) <= 1
 
 
 def test_idle_routers_agree_on_who_has_a_beginning_that_nobody_has() -> None:
