@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from penstock.core.door import Door, ModelDescription
-from penstock.core.errors import Cancelled, PenstockError, Unsupported
+from penstock.core.errors import Cancelled, InvalidInput, PenstockError, TooLarge, Unsupported
 from penstock.core.language import (
     Ask,
     Card,
@@ -25,6 +25,9 @@ from penstock.core.language_json import decode_event, encode_ask
 from penstock.core.messages import NO_DEADLINE, Request, Timings
 from penstock.runtime.language import wire
 from penstock.runtime.language.figures import Gaps, Spoken
+
+_MOST_TEXTS = 2048  # in one call, as OpenAI's API has it
+_MOST_TEXT_BYTES = 8 << 20
 
 
 class Relay:
@@ -102,7 +105,27 @@ class Relay:
     async def embed(
         self, texts: Sequence[str | Sequence[int]], *, caller: str = "", deadline: float = NO_DEADLINE
     ) -> Vectors:
-        raise self._elsewhere("embed")
+        """See `core.language.LanguageModel.embed`. How many tokens they took is known to the upstream only: 0."""
+        if not self.card.info.embeds:
+            raise Unsupported(f"model '{self.card.name}' gives no embeddings; set embeds = true in its file if it does")
+        batch: list[bytes] = []
+        for text in texts:
+            if not isinstance(text, str):
+                raise InvalidInput(f"model '{self.card.name}' is served elsewhere: send texts, not token ids")
+            batch.append(text.encode())
+        if not batch:
+            return Vectors([], 0)
+        if len(batch) > _MOST_TEXTS or sum(map(len, batch)) > _MOST_TEXT_BYTES:
+            raise TooLarge(f"send at most {_MOST_TEXTS} texts of {_MOST_TEXT_BYTES >> 20} MiB together in one call")
+        received = time.monotonic()
+        inputs, parameters = wire.lists("embed", batch)
+        request = Request(
+            self.card.name, inputs, self.card.version, "", parameters, (),
+            deadline if deadline != NO_DEADLINE else received + self._timeout_s, 0, Timings(received=received), None,
+            caller, internal=True,
+        )  # fmt: skip
+        response = await self._door.submit(request)
+        return Vectors(response.outputs["values"].tolist(), 0)
 
     async def score(
         self, pairs: Sequence[tuple[str, str]], *, caller: str = "", deadline: float = NO_DEADLINE
