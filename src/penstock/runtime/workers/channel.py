@@ -112,7 +112,11 @@ class Channel:
 
     def shares(self, message: frame.Message, payload: frame.Payload) -> bool:
         """Whether sending this would write into the slot's shared memory."""
-        return payload.size > INLINE_BYTES or len(frame.encode(message)) > _INLINE_HEADER_BYTES
+        if payload.size > INLINE_BYTES:
+            return True
+        # A few short names make a short header, surely: it need not be encoded twice to know.
+        longest = sum(4 * len(head.name) + 9 * len(head.shape) + 64 for head in payload.heads)
+        return longest > _INLINE_HEADER_BYTES and len(frame.encode(message)) > _INLINE_HEADER_BYTES
 
     def receive(self, *, wait: bool = True) -> Received | None:
         """The next message; None when the other side is gone.

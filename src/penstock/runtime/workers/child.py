@@ -33,11 +33,11 @@ from penstock.runtime.workers import answers, frame
 from penstock.runtime.workers.calling import Calling
 from penstock.runtime.workers.channel import Channel, Received
 from penstock.runtime.workers.pulse import Pulse
+from penstock.runtime.workers.window import WINDOW
 
 if TYPE_CHECKING:
     import asyncio
 
-WINDOW = 4  # items of a stream that may be under way to a reader who has not taken them
 
 _PR_SET_PDEATHSIG = 1
 _ADAPTERS = "penstock.runtime.adapters"
@@ -234,7 +234,8 @@ class Server:
 class Flow:
     """How far a stream is, and how far its reader."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int = WINDOW) -> None:
+        self._window = window
         self.cancelled = False
         self.taken = 0
         self._sent = 0
@@ -242,7 +243,7 @@ class Flow:
 
     def may_send(self, shared: bool) -> bool:
         """Whether the window has room, and the shared memory's last item has been taken if it is needed again."""
-        return self._sent - self.taken < WINDOW and not (shared and self._shared > self.taken)
+        return self._sent - self.taken < self._window and not (shared and self._shared > self.taken)
 
     def sent(self, shared: bool) -> None:
         self._sent += 1

@@ -15,6 +15,7 @@ from penstock.runtime.workers.calling import Calling
 from penstock.runtime.workers.channel import Channel, Received
 from penstock.runtime.workers.child import Flow, failed
 from penstock.runtime.workers.pulse import Pulse
+from penstock.runtime.workers.window import window_of
 
 
 def serve(channel: Channel, servable: Servable, pulse: Pulse) -> None:
@@ -29,6 +30,7 @@ class Server:
         self._channel = channel
         self._pulse = pulse
         self._servable = servable
+        self._window = window_of(servable.signature)
         self._jobs: dict[int, tuple[asyncio.Task[None], AsyncFlow]] = {}
         self._closing = asyncio.Event()
 
@@ -55,7 +57,7 @@ class Server:
         message = received.message
         if isinstance(message, frame.Run):
             self._channel.release(received.slot)
-            flow = AsyncFlow()
+            flow = AsyncFlow(self._window)
             task = asyncio.get_running_loop().create_task(self._work(message, received, flow))
             self._jobs[message.id] = task, flow
         elif isinstance(message, frame.Credit):
@@ -160,7 +162,7 @@ class Server:
 class AsyncFlow(Flow):
     """A Flow that can be waited for."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, window: int) -> None:
+        super().__init__(window)
         self.moved = asyncio.Event()
         self.begun = False

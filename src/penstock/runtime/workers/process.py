@@ -27,11 +27,11 @@ from penstock.runtime.workers.link import Link
 from penstock.runtime.workers.relay import Allowance
 from penstock.runtime.workers.shortage import ended_while_loading
 from penstock.runtime.workers.stream import Inbox, Stream
+from penstock.runtime.workers.window import WINDOW, window_of
 
 log = logging.getLogger("penstock.worker")
 
 _MOST_SLOTS = 1024
-_CREDIT_EVERY = 2  # half of the worker's window of items: it need never wait for a reader that keeps up
 
 
 @dataclass(slots=True)
@@ -69,6 +69,7 @@ class WorkerProcess:
         self._held: dict[int, _Held] = {}
         self._slots: list[int] = []
         self._ids = 0
+        self._credit_every = WINDOW // 2
         self._exit_callbacks: list[Callable[[], None]] = []
         self._free_callbacks: list[Callable[[], None]] = []
         self._errors_logged = Allowance(per_s=5.0, burst=20.0)
@@ -267,7 +268,7 @@ class WorkerProcess:
 
     def _took(self, number: int, taken: int) -> None:
         held = self._held.get(number)
-        if held is not None and (held.shared or taken % _CREDIT_EVERY == 0):
+        if held is not None and (held.shared or taken % self._credit_every == 0):
             self._link.tell(frame.Credit(number, taken))
 
     def _abandon(self, number: int, left: bool) -> None:
@@ -299,6 +300,8 @@ class WorkerProcess:
             self._finish(message.id, rebuild(message.kind, message.message, message.retry_after_s))
         elif isinstance(message, frame.Loaded):
             self.signature = message.signature
+            # Half of the window: the worker need never wait for a reader that keeps up.
+            self._credit_every = window_of(message.signature) // 2
             self._slots = list(range(min(_MOST_SLOTS, max(1, message.signature.concurrency)) - 1, -1, -1))
             self.state = "ready" if self.state == "loading" else self.state
             if not self._loaded.done():
