@@ -305,3 +305,16 @@ async def test_a_connection_whose_end_was_not_heard_yet_gets_no_request() -> Non
             writer.close()
         await until(lambda: not one.open, "the replica closed it")
         assert await served(asked, chat()) == 200
+
+
+@pytest.mark.parametrize(
+    ("said", "path", "least_s"), [(None, CHAT, 590), (None, "/predict/chat", 50), (60.0, CHAT, 50), (5.0, CHAT, 4)]
+)
+async def test_answers_of_language_models_have_longer_unless_the_deployment_says_how_long(
+    said: float | None, path: str, least_s: float
+) -> None:
+    async with replicas(Replica(says())) as (one,), rig() as asked:
+        asked.follow(endpoint(one, name="chat", requests=Requests(timeout_s=said)))
+        assert await served(asked, chat(path=path)) == 200
+        left_s = int(one.seen[-1].headers["penstock-timeout-ms"]) / 1e3
+        assert least_s <= left_s <= least_s + 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import msgspec
 
@@ -107,7 +108,8 @@ class Match(_Document, frozen=True):
 class Requests(_Document, frozen=True):
     """How the router treats the deployment's requests."""
 
-    timeout_s: float = 60.0  # of callers that bring no deadline
+    # Of callers that bring no deadline. Unsaid: 60, and 600 on the paths of language models, whose answers take long.
+    timeout_s: float | None = None
     max_waiting: int = 1000  # requests held while no replica is ready or all are full
     max_in_flight: int | None = None  # per replica; what is above waits in the router, fairly between tenants
     idempotent: bool = False  # sending a request twice does no harm: lost ones are sent again
@@ -129,6 +131,10 @@ class Deployment(_Document, frozen=True):
     routes: tuple[Match, ...] = ()
     requests: Requests = Requests()
 
+
+TIMEOUT_S: Final = 60.0
+LANGUAGE_TIMEOUT_S: Final = 600.0
+"""What `requests.timeout_s` is where a deployment does not say it."""
 
 _KINDS: Mapping[str, str] = {
     "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list",
@@ -258,7 +264,7 @@ def _problems(wish: Deployment) -> Iterator[str]:
         yield f"rollout.strategy is {rollout.strategy!r}; one of {', '.join(STRATEGIES)}"
     if rollout.surge < 1:
         yield "rollout.surge is at least 1"
-    if min(rollout.ready_timeout_s, requests.timeout_s) <= 0:
+    if rollout.ready_timeout_s <= 0 or (requests.timeout_s is not None and requests.timeout_s <= 0):
         yield "rollout.ready_timeout_s and requests.timeout_s are above 0"
     if min(rollout.drain_s, rollout.keep_previous_s) < 0:
         yield "rollout.drain_s and rollout.keep_previous_s are at least 0"

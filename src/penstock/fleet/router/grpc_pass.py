@@ -42,6 +42,7 @@ from penstock.fleet.router.hooks import Answer, Decision, Hooks
 from penstock.fleet.router.lanes import Lane, Service, Upstream
 from penstock.fleet.router.sticky import user_key
 from penstock.fleet.routes import Tenant
+from penstock.fleet.spec import TIMEOUT_S
 
 OnError = Callable[[str, PenstockError], None]
 """Told of each answer of the router's own that is an error, with the deployment's name, empty where none is known."""
@@ -177,7 +178,7 @@ class Passing:
             None if decision is None else service.lanes[decision.arm],
             decision,
             session.encode() or None,
-            self._balancer.clock() + (endpoint.requests.timeout_s if left_s is None else left_s),
+            self._balancer.clock() + ((endpoint.requests.timeout_s or TIMEOUT_S) if left_s is None else left_s),
             left_s is None,
             tuple((key, value) for key, value in arrival.metadata or () if key not in dropped),
             counted,

@@ -11,6 +11,7 @@ from penstock.fleet.router.chunked import LAST, chunk
 from penstock.fleet.router.language_paths import for_language, named_in_body
 from penstock.fleet.router.request_head import Head
 from penstock.fleet.router.table import CompiledTable
+from penstock.fleet.spec import LANGUAGE_TIMEOUT_S, TIMEOUT_S
 
 if TYPE_CHECKING:
     from penstock.fleet.router.lanes import Service
@@ -42,7 +43,7 @@ class Plan:
         self.own: Own | None = None
         self.start = b""
         self.ready = b""
-        self.timeout_s = head.timeout_s or 60.0
+        self.timeout_s = head.timeout_s or TIMEOUT_S
         # For the experiment: it asks the model, not about it, and does not tell a graph what an answer was worth.
         self.counted = head.method not in _SAFE and not head.path.endswith("/feedback")
         self.plain = False
@@ -54,7 +55,8 @@ class Plan:
             return
         endpoint = service.endpoint
         requests = endpoint.requests
-        self.timeout_s = requests.timeout_s if head.timeout_s is None else head.timeout_s
+        usual_s = LANGUAGE_TIMEOUT_S if head.method == b"POST" and for_language(head.path) else TIMEOUT_S
+        self.timeout_s = (requests.timeout_s or usual_s) if head.timeout_s is None else head.timeout_s
         # Requests that may be sent twice: the owner says so, or HTTP does.
         self.repeatable = requests.idempotent or head.method in _SAFE
         # Nothing but a draw and a replica: no key, no user, no log, no copy, no second try beside.
