@@ -41,7 +41,10 @@ def entry(cache: Path, sources: Sequence[Path], how: str, make: Callable[[Path],
             if not whole(folder):
                 _build(folder, make)
     except OSError as error:
-        raise LoadError(f"the cache of converted models at {cache} cannot be used: {error}") from error
+        raise LoadError(
+            f"the cache of converted models at {cache} cannot be used: {error}; name another folder with the option "
+            f'`cache`, or for GGUF files take engine = "llamacpp", which converts nothing'
+        ) from error
     return folder
 
 

@@ -39,6 +39,13 @@ class OpenVinoPlug:
             raise LoadError(f"engine openvino has no option {unknown[0]!r}{nearest(unknown[0], known)}")
         if encodes:
             return encoding.loaded(files, context)
+        if context.adapters and files.kind != "openvino":
+            # Its adapters find layers by names that graphs made of GGUF lack: it warns, and answers without (2026.4.1).
+            raise LoadError(
+                f"OpenVINO would ignore the adapter {next(iter(context.adapters))} in a model converted from "
+                f"{files.kind}: merge it into the weights, or load a GGUF model and adapter with "
+                'engine = "llamacpp", or an OpenVINO folder made by optimum-cli'
+            )
         folder = conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
         try:
             return generating.loaded(files, folder, context)
