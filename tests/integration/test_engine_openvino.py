@@ -149,5 +149,5 @@ async def test_adapters_that_would_be_ignored_are_refused_with_the_reason(
     smollm2: Path, context: EngineContext
 ) -> None:
     one = dataclasses.replace(context, adapters={"polite": smollm2})
-    with pytest.raises(LoadError, match="ignore the adapter polite.*llamacpp"):
+    with pytest.raises(LoadError, match=r"ignore the adapter polite.*llamacpp"):
         plug.load(files.look(smollm2), one)
