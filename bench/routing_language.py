@@ -1,10 +1,11 @@
 """Balancing of language models: round robin, least in flight and prefix-aware, on time to first token and throughput.
 
-    python bench/routing_language.py MODEL.gguf [--replicas 3] [--turns 2] [--at-once 3] [--engine penstock|llamacpp]
+    python bench/routing_language.py MODEL.gguf [--replicas 3] [--turns 3] [--at-once 3] [--engine penstock|llamacpp]
 
 Starts replicas of one model, each with one thread, and a router for each way of balancing in front of the same
-replicas. Every workload is sent through each router in turns, so that whatever else the machine does falls on all of
-them, and with words of its own each time, so that no turn finds in the replicas' caches what another one left there.
+replicas. Every workload is sent through each router, in an order that is drawn for each turn, so that whatever else the
+machine does falls on all of them, and with words of its own each time, so that no turn finds in the replicas' caches
+what another one left there.
 Callers wait for an answer before they ask again. `--engine llamacpp` runs llama.cpp's own server (xllamacpp) in place
 of `penstock serve`: the same engine without the runtime around it.
 """
@@ -175,7 +176,8 @@ def replica(engine: str, model: str, port: int) -> contextlib.AbstractContextMan
         return process(sys.executable, "-c", LLAMACPP, model, str(port), ready=f"http://127.0.0.1:{port}/health")
     return process(
         sys.executable, "-m", "penstock.cli", "serve", model, "--name", MODEL, "--http-port", str(port), "--no-grpc",
-        "--threads", "1", ready=f"http://127.0.0.1:{port}/v2/health/ready",
+        "--threads", "1", "--options", "engine=llamacpp", "--options", "context_tokens=2048",
+        ready=f"http://127.0.0.1:{port}/v2/health/ready",
     )  # fmt: skip
 
 
@@ -195,29 +197,38 @@ def router(folder: Path, policy: str, replicas: list[int], port: int) -> context
     )  # fmt: skip
 
 
-def report(workload: str, first: dict[str, list[float]], rates: dict[str, list[float]]) -> None:
+def report(workload: str, first: dict[str, list[list[float]]], rates: dict[str, list[float]]) -> None:
+    """Medians over the turns, with the lowest and the highest; and what `prefix` is of each of the others."""
+    medians = {}
     for policy in POLICIES:
-        times = sorted(first[policy])
-        p50, p90 = statistics.median(times), times[int(len(times) * 0.9)]
+        p50 = [statistics.median(times) for times in first[policy]]
+        p90 = [sorted(times)[int(len(times) * 0.9)] for times in first[policy]]
+        medians[policy] = statistics.median(p50), statistics.median(p90), statistics.median(rates[policy])
         print(
-            f"{workload:15} {policy:12} {p50 * 1e3:8.0f} ms {p90 * 1e3:8.0f} ms {statistics.mean(rates[policy]):7.2f}/s"
-            f"   {len(times)} requests", flush=True,
+            f"{workload:15} {policy:12} p50 {spread(p50, 1e3)} ms   p90 {spread(p90, 1e3)} ms   "
+            f"{spread(rates[policy], 1, 2)} requests/s", flush=True,
         )  # fmt: skip
+    for policy in POLICIES[:-1]:
+        p50, p90, rate = (mine / other for mine, other in zip(medians["prefix"], medians[policy], strict=True))
+        print(f"{'':15} prefix / {policy}: p50 {p50:.2f}, p90 {p90:.2f}, requests/s {rate:.2f}", flush=True)
+
+
+def spread(values: list[float], unit: float, digits: int = 0) -> str:
+    low, middle, high = (f"{value * unit:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle:>6} ({low} to {high})"
 
 
 async def compare(given: argparse.Namespace, routers: dict[str, str]) -> None:
-    print(f"{'workload':15} {'balance':12} {'TTFT p50':>11} {'TTFT p90':>11} {'requests':>9}")
     for name in given.workloads.split(","):
-        first: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+        first: dict[str, list[list[float]]] = {policy: [] for policy in POLICIES}
         rates: dict[str, list[float]] = {policy: [] for policy in POLICIES}
         for turn in range(given.turns):
-            for place in range(len(POLICIES)):
-                policy = POLICIES[(place + turn) % len(POLICIES)]
+            for policy in random.sample(POLICIES, len(POLICIES)):  # what else the machine does falls on none of them
                 dice = random.Random(f"{name} {turn}")  # sizes alike for all
                 asks = WORKLOADS[name](dice)
                 salt(asks, f"{policy} {turn} {random.random()}")
                 times, rate = await measure(routers[policy], asks, given.at_once)
-                first[policy] += times
+                first[policy].append(times)
                 rates[policy].append(rate)
         report(name, first, rates)
 
@@ -233,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--replicas", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=3, help="callers")
     parser.add_argument("--engine", choices=("penstock", "llamacpp"), default="penstock")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))

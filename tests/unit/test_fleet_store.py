@@ -325,3 +325,19 @@ def test_postgresql_without_its_package_says_what_to_install(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(InvalidInput, match=r"pip install 'penstock\[postgres\]'"):
         open_engine("postgresql://127.0.0.1:1/none")
+
+
+def test_a_database_from_before_tokens_were_limited_opens_with_what_it_has(url: str) -> None:
+    before = Store(url)
+    before.apply(wish(), 1.0)
+    for table in (schema.token_limits, schema.token_quotas):
+        table.drop(before.engine)
+    before.close()
+    opened = Store(url)
+    try:
+        assert opened.get("m").name == "m"
+        with opened.reading() as connection:
+            for table in (schema.token_limits, schema.token_quotas):
+                assert connection.execute(select(func.count()).select_from(table)).scalar_one() == 0
+    finally:
+        opened.close()
