@@ -214,7 +214,9 @@ def report(workload: str, first: dict[str, list[list[float]]], rates: dict[str, 
 
 
 def spread(values: list[float], unit: float, digits: int = 0) -> str:
-    low, middle, high = (f"{value * unit:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    low, middle, high = (
+        f"{value * unit:.{digits}f}" for value in (min(values), statistics.median(values), max(values))
+    )
     return f"{middle:>6} ({low} to {high})"
 
 

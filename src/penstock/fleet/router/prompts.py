@@ -27,8 +27,8 @@ BYTES_PER_TOKEN: Final = 4.0
 """Of English text with vocabularies of 32 to 128 thousand; what is not English has fewer. A router has no tokenizer."""
 
 DECODE_COST: Final = 4.0
-"""What an output token costs, in prompt tokens: an estimate, which the simulation shares (tests/simulated_replicas.py) and
-no measurement has confirmed."""
+"""What an output token costs, in prompt tokens: an estimate, which the simulation shares
+(tests/simulated_replicas.py) and no measurement has confirmed."""
 
 _USUAL_OUTPUT = 256
 _MOST_OUTPUT = 1024  # clients ask for room that they seldom use
