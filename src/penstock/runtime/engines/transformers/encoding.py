@@ -130,7 +130,8 @@ class Encoder:
         self.info = replace(self.info, embedding_size=len(self._embed([([0], [0])])[0]))
 
     async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
-        for delta in ():  # `info` says that it does not generate
+        nothing: tuple[Delta, ...] = ()  # `info` says that it does not generate
+        for delta in nothing:
             yield delta
 
     async def embed(self, batch: Sequence[Sequence[int]]) -> list[list[float]]:
