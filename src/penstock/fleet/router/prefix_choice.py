@@ -12,10 +12,11 @@ the prompt or more, and most of all, is taken unless it has more to do than the 
 So a beginning that many share comes to be on as many replicas as its load needs. What is matched by less goes to the
 replica with the fewest requests, as `least` does it: counts are certain, the loads are estimates. Of equals, first the
 one with the longer match, then the first in the order of rendezvous hashing of the beginning: routers, which do not
-know of each other, then warm the same replica. (That with less load was tried, and showed no gain beyond the noise.) Pure, but for a draw between equals where the prompt is too short to be found again.
+know of each other, then warm the same replica. (That with less load was tried, and showed no gain beyond the noise.)
+Pure, but for a draw between equals where the prompt is too short to be found again.
 
-Of the three numbers only `MOST_WAIT` was tried at other values (1, 2, 4 in tests/simulated_replicas.py: 4 was best under
-heavy load, and elsewhere it made little difference); `LEAST_SHARE` and `MOST_OVER_MEAN` are choices.
+Of the three numbers only `MOST_WAIT` was tried at other values (1, 2, 4 in tests/simulated_replicas.py: 4 was best
+under heavy load, and elsewhere it made little difference); `LEAST_SHARE` and `MOST_OVER_MEAN` are choices.
 """
 
 from __future__ import annotations
