@@ -52,6 +52,9 @@ class Script:
         self.asks.append(ask)
         return "|".join(f"{message.role}:{message.content}" for message in ask.messages or ())
 
+    async def prompt_ids(self, ask: Ask) -> list[int]:
+        return await self.tokenize(await self.render(ask), special=False)
+
     async def embed(self, texts: Sequence[str | Sequence[int]], **_: Any) -> Vectors:
         return Vectors([[0.6, 0.0, 0.8, 0.0]] * len(texts), sum(map(len, texts)))
 

@@ -149,7 +149,7 @@ def test_file_of_unknown_kind_is_refused_unless_the_adapter_is_chosen(tmp_path: 
 
 
 def test_unknown_adapter_lists_the_known() -> None:
-    with pytest.raises(NotFound, match="catboost, echo, lightgbm, onnx"):
+    with pytest.raises(NotFound, match="catboost, echo, language, lightgbm, onnx"):
         recognise("echo", "onyx")
 
 

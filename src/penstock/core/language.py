@@ -368,6 +368,10 @@ class LanguageModel(Protocol):
         """The prompt that `ask.messages` become. Raises: InvalidInput, Unsupported without a template."""
         ...
 
+    async def prompt_ids(self, ask: Ask) -> list[int]:
+        """The ids of that prompt, in which control tokens that users spelled out are text. Raises: as `render`."""
+        ...
+
     async def embed(
         self, texts: Sequence[str | Sequence[int]], *, caller: str = "", deadline: float = NO_DEADLINE
     ) -> Vectors:

@@ -276,8 +276,9 @@ async def tokenize(http: HttpRequest, door: Door) -> HttpResponse:
         raise fields.missing("text")
     model = await _reader(http, door)
     if fields.flag("use_chat_template"):
-        text = await model.render(Ask(messages=(Message("user", text),), names=_NAMES))
-    ids = await model.tokenize(text, special=False)
+        ids = await model.prompt_ids(Ask(messages=(Message("user", text),), names=_NAMES))
+    else:
+        ids = await model.tokenize(text, special=False)
     return HttpResponse(200, orjson.dumps({"tokens": await model.pieces(ids), "tokens_count": len(ids)}))
 
 

@@ -49,8 +49,9 @@ class OpenAiHttp:
             CallRoute("POST", "/v2/rerank", ranking.rerank, "Order documents, at Cohere's path",
                       openapi=operations.of("rerank")),
             *twice,
-            CallRoute("GET", "/v1/models", models.listed, "The models that answer"),
-            CallRoute("GET", "/v1/models/{model}", models.one, "One model, and whether it answers"),
+            CallRoute("GET", "/v1/models", models.listed, "The models that answer", openapi=operations.reading("401")),
+            CallRoute("GET", "/v1/models/{model}", models.one, "One model, and whether it answers",
+                      openapi=operations.reading("401", "404")),
             CallRoute("GET", "/version", version, "Penstock's version"),
             CallRoute("GET", "/health", health, "Whether every model answers", public=True),
         ]  # fmt: skip

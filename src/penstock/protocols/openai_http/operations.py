@@ -77,6 +77,19 @@ def _error(description: str) -> Mapping[str, object]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
+def reading(*failures: str) -> Mapping[str, object]:
+    """The operation object of a route that only reads; `failures` are the statuses that are errors in this API's shape.
+    503 is not: KServe's clients read it."""
+    an_object = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    return {
+        "responses": {
+            "200": {"description": "The answer", **an_object},
+            **{status: _error("An error") for status in failures},
+            "503": {"description": "It does not answer now", **an_object},
+        }
+    }
+
+
 def of(name: str) -> Mapping[str, object]:
     """The operation object of the route that ends in `name`."""
     required, members = _BODIES[name]

@@ -34,10 +34,10 @@ async def tokenize(http: HttpRequest, door: Door) -> HttpResponse:
     if prompt is not None:
         special = fields.flag("add_special_tokens", True)
         fields.take("add_generation_prompt")
+        ids = await model.tokenize(prompt, special=special)
     else:
-        prompt, special = await model.render(_conversation(fields)), False
+        ids = await model.prompt_ids(_conversation(fields))
     ignored = parameters.check_rest(fields, _KNOWN)
-    ids = await model.tokenize(prompt, special=special)
     document = {
         "count": len(ids),
         "max_model_len": model.card.info.context_tokens,

@@ -43,8 +43,8 @@ def _of_gguf(files: ModelFiles, folder: Path) -> None:
         config["max_position_embeddings"] = longest
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", {"eos_token_id": sorted(words.end_ids)})
-    named: dict[str, object] = {f"{kind}_token": words.token(token) for kind, token in (("bos", words.bos), ("eos", words.eos))
-             if token is not None}  # fmt: skip
+    ends = (("bos", words.bos), ("eos", words.eos))
+    named: dict[str, object] = {f"{kind}_token": words.token(token) for kind, token in ends if token is not None}
     _write(folder / "tokenizer_config.json", named)
     templates = sources(files)
     for name, text in templates.items():

@@ -206,7 +206,11 @@ class Session:
 
     async def render(self, ask: Ask) -> str:
         """See `core.language.LanguageModel.render`."""
-        return await self._planner.render(ask)
+        return (await self._planner.render(ask))[0]
+
+    async def prompt_ids(self, ask: Ask) -> list[int]:
+        """See `core.language.LanguageModel.prompt_ids`."""
+        return (await self._planner.render(ask))[1]
 
     async def embed(
         self, texts: Sequence[str | Sequence[int]], *, caller: str = "", deadline: float = NO_DEADLINE

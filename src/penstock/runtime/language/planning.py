@@ -127,14 +127,14 @@ class Planner:
             parameter=name, problem="unsupported_parameter",
         )  # fmt: skip
 
-    async def render(self, ask: Ask) -> str:
-        """The prompt that the messages become. Raises: InvalidInput, Unsupported."""
+    async def render(self, ask: Ask) -> tuple[str, list[int]]:
+        """The prompt that the messages become, and its ids. Raises: InvalidInput, Unsupported."""
         checks.check(ask, self._info)
         if ask.messages is None:
             raise InvalidInput("give messages to be rendered, not a prompt")
         tools = ask.tools if ask.tool_choice != "none" else ()
         forms = self._texts.forms(self._texts.template(ask, bool(tools)))
-        return (await self._prompt(ask, tools, arguments(ask, forms)))[0]
+        return await self._prompt(ask, tools, arguments(ask, forms))
 
 
 def check_end(plan: Plan, choice: ChoiceText, finished: Finished) -> None:

@@ -102,6 +102,9 @@ class Relay:
     async def render(self, ask: Ask) -> str:
         raise self._elsewhere("render messages")
 
+    async def prompt_ids(self, ask: Ask) -> list[int]:
+        raise self._elsewhere("render messages")
+
     async def embed(
         self, texts: Sequence[str | Sequence[int]], *, caller: str = "", deadline: float = NO_DEADLINE
     ) -> Vectors:
