@@ -14,7 +14,7 @@ from router_harness import Answer, Replica, Request, Rig, Script, endpoint, post
 
 from penstock.fleet.router.http_options import HttpOptions
 from penstock.fleet.routes import Arm, Endpoint, Tenant
-from penstock.fleet.spec import Requests, Sticky
+from penstock.fleet.spec import Match, Requests, Sticky
 
 CHAT = "/v1/chat/completions"
 pytestmark = pytest.mark.timeout(60)
@@ -97,6 +97,33 @@ async def test_what_is_nobodys_is_told_in_openais_shape(
         assert not [seen for seen in one.seen if seen.line.startswith("POST")]
         again = await asked.ask(post(body, path="/v1/messages"))
         assert json.loads(again.body)["type"] == "error" and "message" in json.loads(again.body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "body"),
+    [
+        ("GET /v1/responses/resp_1", b""), ("DELETE /v1/responses/resp_1", b""),
+        ("POST /v1/responses/resp_1/cancel", b"{}"), ("GET /v1/files?purpose=batch", b""),
+        ("POST /v1/files", b"x" * 300_000), ("GET /v1/files/file-1/content", b""),
+        ("POST /v1/batches", b'{"model":"chat"}'), ("GET /v1/batches/b%2F1", b""), ("POST /v1/messages/batches", b"{}"),
+    ],
+)  # fmt: skip
+async def test_what_one_server_keeps_is_refused_in_the_shape_of_its_clients(request_line: str, body: bytes) -> None:
+    head = f"{request_line} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n"
+    async with replicas(Replica(lists("chat"))) as (one,), rig() as asked:
+        asked.follow(endpoint(one, name="chat"))
+        answer = await asked.ask(f"{head}\r\n".encode() + body)
+        found = error(answer)
+        assert answer.status == 501 and "a single server's" in found["message"]
+        if "/v1/messages" not in request_line:
+            assert found["type"] == "server_error" and found["code"] == "not_routed" and found["param"] is None
+        assert not one.seen
+        asked.follow(endpoint(one, name="chat"), tenants=(tenant("acme"),))
+        stranger = await asked.ask(f"{head}\r\n".encode() + body)
+        assert stranger.status == 401
+        # Who says whose they are has them passed on.
+        asked.follow(endpoint(one, name="chat", matches=(Match(path_prefix="/v1"),)))
+        assert await served(asked, f"{head}\r\n".encode() + body) == 200
 
 
 async def test_an_adapters_name_finds_its_deployment_and_stays_where_it_was_served() -> None:

@@ -20,6 +20,7 @@ _BODIES: Final = frozenset(
     )
 )  # fmt: skip
 _NAMED: Final = re.compile(r"/v2/models/[^/]+(?:/versions/[^/]+)?/generate(?:_stream)?")
+_KEPT: Final = re.compile(r"/v1/(?:files|uploads|batches|responses|conversations|messages/batches)(?:/.*)?")
 MODELS: Final = "/v1/models"
 
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -27,7 +28,7 @@ _CODES: Final[dict[type[PenstockError], str]] = {
     errors.Unauthenticated: "invalid_api_key", errors.PermissionDenied: "permission_denied",
     errors.NotFound: "model_not_found", errors.QuotaExceeded: "rate_limit_exceeded", errors.Overloaded: "overloaded",
     errors.NotReady: "model_not_ready", errors.WorkerLost: "engine_lost", errors.DeadlineExceeded: "deadline_exceeded",
-    errors.TooLarge: "request_too_large",
+    errors.TooLarge: "request_too_large", errors.Unsupported: "not_routed",
 }  # fmt: skip
 
 
@@ -41,9 +42,14 @@ def for_language(path: str) -> bool:
     return path in _BODIES or _NAMED.fullmatch(path) is not None
 
 
+def kept_by_one_server(path: str) -> bool:
+    """Whether what is there lives on the server that made it: files, batches, stored answers."""
+    return path not in _BODIES and _KEPT.fullmatch(path) is not None
+
+
 def error_body(path: str, error: PenstockError) -> bytes:
     """The body of an error as clients of that path read it: OpenAI's and Anthropic's shapes, else Penstock's."""
-    if path not in _BODIES and not path.startswith(MODELS + "/"):
+    if path not in _BODIES and not path.startswith(MODELS + "/") and not kept_by_one_server(path):
         return orjson.dumps({"error": error.message})
     status = http_status(error)
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")

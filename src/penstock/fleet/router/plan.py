@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from penstock.core.errors import InvalidInput, NotFound, PenstockError
+from penstock.core.errors import InvalidInput, NotFound, PenstockError, Unsupported
 from penstock.fleet.router.chunked import LAST, chunk
-from penstock.fleet.router.language_paths import for_language, named_in_body
+from penstock.fleet.router.language_paths import for_language, kept_by_one_server, named_in_body
 from penstock.fleet.router.request_head import Head
 from penstock.fleet.router.table import CompiledTable
 from penstock.fleet.spec import LANGUAGE_TIMEOUT_S, TIMEOUT_S
@@ -25,6 +25,10 @@ Own = Callable[[Head, bytes], Awaitable[Said] | Said]
 _NO_HEADERS: Final[dict[str, str]] = {}
 _KEYS: Final = frozenset((b"authorization", b"x-api-key"))
 _AT_ONCE_S = 0.002  # a request that is sent so soon has its whole time left
+_KEPT_ELSEWHERE: Final = (
+    "files, batches and stored responses are a single server's, and this is a router in front of several: ask the "
+    "server itself (`penstock serve`)"
+)
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
@@ -118,6 +122,8 @@ def plan(head: Head, table: CompiledTable, services: dict[str, Service]) -> Plan
             return made
         endpoint = table.by_name(named.decode("latin-1"))
     service = None if endpoint is None else services.get(endpoint.name)
+    if service is None and kept_by_one_server(head.path):
+        return Plan(table, head, None, Unsupported(_KEPT_ELSEWHERE))
     if service is None:
         return Plan(table, head, None, NotFound(f"no deployment answers {head.path[:256]}"))
     made = Plan(table, head, service, None)
