@@ -15,6 +15,7 @@ from penstock.language.grammars import gbnf, pattern
 from penstock.language.grammars.nodes import NOTHING, Limits, Node, Rules, choice, literal
 from penstock.language.grammars.schema import SchemaCompiler
 from penstock.language.grammars.tools import PLAIN, ToolFormat, chosen, compile_calls
+from penstock.language.grammars.untangling import untangled
 from penstock.language.grammars.validation import Validator, read_json
 
 Check = Callable[[str], None]
@@ -200,7 +201,7 @@ def _choice(format: Format, limits: Limits, where: str) -> Compiled:
 
 def _regex(format: Format, limits: Limits, where: str) -> Compiled:
     rules = Rules(limits, where)
-    root = pattern.read(format.text, rules, where)
+    root = untangled(pattern.read(format.text, rules, where), rules)
     return _written(rules, root, False, (), _regex_check(format.text))
 
 
