@@ -32,6 +32,7 @@ from penstock.runtime.engines import Engine, EngineContext
 from penstock.runtime.engines.llamacpp import wire
 from penstock.runtime.engines.llamacpp.room import Room
 from penstock.runtime.engines.llamacpp.settings import decide, info, parameters
+from penstock.runtime.engines.llamacpp.watch import Watch
 
 if TYPE_CHECKING:
     import aiohttp
@@ -49,7 +50,7 @@ class LlamaEngine:
     """One loaded model, spoken to over its socket."""
 
     def __init__(
-        self, server: object, socket: int, key: str, files: ModelFiles, info: EngineInfo, cached: bool
+        self, server: object, socket: int, key: str, files: ModelFiles, info: EngineInfo, cached: bool, stall_s: float
     ) -> None:
         self.info = info
         self._server: object | None = server
@@ -57,6 +58,7 @@ class LlamaEngine:
         self._cached = cached
         self._adapters = {name: at for at, name in enumerate(info.adapter_names)}
         self._room = Room(info.max_running, info.kv_capacity)
+        self._watch = Watch(stall_s)
         self._queries = self._hits = 0
         self._session: tuple[asyncio.AbstractEventLoop, aiohttp.ClientSession] | None = None
         found = files.config.get("tokenizer.ggml.tokens")
@@ -175,15 +177,22 @@ class LlamaEngine:
     async def _parts(self, generation: Generation) -> AsyncGenerator[list[wire.Part], None]:
         """The messages of a stream: those that came together, together."""
         data = msgspec.json.encode(wire.request(generation, self._adapters, prefix_cache=self._cached))
-        async with self._client().post("http://llama/completion", data=data, headers=self._headers) as response:
-            if response.status != 200:
-                raise wire.read_fault(await response.read(), response.status)
-            buffer = b""
-            async for piece in response.content.iter_any():
-                *lines, buffer = (buffer + piece).split(b"\n")
-                parts = [wire.decode_part(line[6:]) for line in lines if line.startswith(b"data: {")]
-                if parts:
-                    yield parts
+        with self._watch.running():
+            async with self._client().post("http://llama/completion", data=data, headers=self._headers) as response:
+                if response.status != 200:
+                    raise wire.read_fault(await response.read(), response.status)
+                async with contextlib.aclosing(self._read(response)) as found:
+                    async for parts in found:
+                        yield parts
+
+    async def _read(self, response: aiohttp.ClientResponse) -> AsyncGenerator[list[wire.Part], None]:
+        buffer = b""
+        async for piece in response.content.iter_any():
+            self._watch.moved()
+            *lines, buffer = (buffer + piece).split(b"\n")
+            parts = [wire.decode_part(line[6:]) for line in lines if line.startswith(b"data: {")]
+            if parts:
+                yield parts
 
     def _client(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
@@ -355,7 +364,7 @@ class LlamaPlug:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         told = info(files, settings, importlib.metadata.version("xllamacpp"))
-        return LlamaEngine(server, socket, key, files, told, context.prefix_cache)
+        return LlamaEngine(server, socket, key, files, told, context.prefix_cache, settings.stall_s)
 
 
 plug = LlamaPlug()

@@ -19,7 +19,9 @@ _DEFAULT_KV_BYTES = 512 << 20  # llama.cpp takes and touches all of it at load
 _DEFAULT_BATCH = 512  # tokens of prompts in one step: more delays the tokens of those who run by more
 _SPARE_TOKENS = 64  # the last token of each sequence may lie in the cache a step longer than it is counted
 _MOST_TOP_LOGPROBS = 20  # of the OpenAI API
-_OPTIONS = ("batch_tokens", "flash_attention", "gpu_layers", "kv_type", "pooling")
+# Longer than any step of a model that can be served at all: a batch of a prompt is a step too.
+_DEFAULT_STALL_S = 60
+_OPTIONS = ("batch_tokens", "flash_attention", "gpu_layers", "kv_type", "pooling", "stall_s")
 _KV_BITS: Mapping[str, float] = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q4_0": 4.5}
 _KV_NUMBERS: Mapping[str, int] = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}  # enum ggml_type of ggml.h
 _POOLINGS: Mapping[str, int] = {"mean": 1, "cls": 2, "last": 3}  # enum llama_pooling_type of llama.h
@@ -41,6 +43,7 @@ class Settings:
     flash_attention: bool | None
     threads: int
     adapters: Mapping[str, Path]
+    stall_s: int  # without a word from llama.cpp, until the worker is ended
 
 
 def decide(files: ModelFiles, context: EngineContext) -> Settings:
@@ -79,6 +82,7 @@ def decide(files: ModelFiles, context: EngineContext) -> Settings:
     return Settings(
         min(wanted, capacity), capacity, per_token, running, _whole(options, "batch_tokens", _DEFAULT_BATCH), kv_type,
         pooling if pooled else None, layers, int(number or 0), flash, max(context.threads, 1), context.adapters,
+        _whole(options, "stall_s", _DEFAULT_STALL_S),
     )  # fmt: skip
 
 
