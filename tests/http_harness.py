@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from penstock.core.batches import Batches
 from penstock.core.door import Door, ModelDescription, Statistics, VersionStatus
-from penstock.core.errors import InvalidInput, NotFound, Overloaded, PenstockError, ServableError
+from penstock.core.errors import InvalidInput, NotFound, Overloaded, PenstockError, ServableError, Unsupported
 from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 from penstock.protocols import CallRoute, HttpRequest, HttpResponse, InferRoute, Route, StreamRoute
@@ -97,6 +98,9 @@ class NumpyDoor:
         finally:
             self.streams_open -= 1
             self.streams_closed += 1
+
+    def batches(self) -> Batches:
+        raise Unsupported("this door keeps no files and no batches")
 
     def live(self) -> bool:
         return True

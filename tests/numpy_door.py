@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from penstock.core.batches import Batches
 from penstock.core.door import ModelDescription, Statistics, VersionStatus
 from penstock.core.errors import (
     Cancelled,
@@ -116,6 +117,9 @@ class NumpyDoor:
     async def language(self, model: str, version: str = "") -> LanguageModel:
         self._model(model, version)
         raise Unsupported(f"'{model}' is no language model")
+
+    def batches(self) -> Batches:
+        raise Unsupported("this door keeps no files and no batches")
 
     def live(self) -> bool:
         return True

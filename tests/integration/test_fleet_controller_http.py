@@ -253,7 +253,10 @@ async def test_routers_poll_for_the_table_and_report(api: Api) -> None:
     assert "r1" in (await api("GET", "/healthz"))[1]["routers"]
     report = {"router": "r1", "table_version": table["version"], "seconds": 1.0,
               "loads": [{"deployment": "m", "revision": 1, "concurrency": 2.0, "requests": 7, "queue_wait_s": 0.0, "waiting": 3}]}  # fmt: skip
-    assert (await api("POST", "/internal/reports", report)) == (200, {"exhausted": {}, "shares": {}, "tokens_exhausted": {}})
+    assert (await api("POST", "/internal/reports", report)) == (
+        200,
+        {"exhausted": {}, "shares": {}, "tokens_exhausted": {}},
+    )
     await api.until(lambda one: one["waiting"] == 3 and one["concurrency"] == 2.0)
     waiting = asyncio.create_task(api("GET", f"/internal/routes?after={table['version']}&router=r1"))
     await asyncio.sleep(0.05)

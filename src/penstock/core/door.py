@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from penstock.core.batches import Batches
 from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
@@ -112,6 +113,10 @@ class Door(Protocol):
 
     async def language(self, model: str, version: str = "") -> LanguageModel:
         """A ready language model. Raises: NotFound, NotReady; Unsupported when it is a model of another kind."""
+        ...
+
+    def batches(self) -> Batches:
+        """The files and batches of this server. Raises: Unsupported when it keeps none."""
         ...
 
     def live(self) -> bool: ...

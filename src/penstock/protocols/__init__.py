@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from penstock.core.batches import LineAnswer
 from penstock.core.door import Door
 from penstock.core.errors import PenstockError
 from penstock.core.messages import NO_DEADLINE, Request, Response
@@ -52,6 +53,7 @@ class HttpRequest:
     began: float = 0.0  # monotonic: its first byte came
     deadline: float = NO_DEADLINE  # of a call (`CallRoute`): what its caller's header said, monotonic
     caller: str = ""  # whose key came with it; "" when no key is asked for
+    priority: int = 0  # the level of a line of a batch, whatever its body says; 0 is as the body says
 
     def header(self, name: bytes, default: str = "") -> str:
         """The text of a header, latin-1, or `default`."""
@@ -161,6 +163,15 @@ class HttpProtocol(Protocol):
     def routes(self) -> Sequence[Route]: ...
 
     def encode_error(self, error: PenstockError, request: HttpRequest) -> HttpResponse: ...
+
+
+@runtime_checkable
+class AnswersLines(Protocol):
+    """An HttpProtocol whose requests may also come in files, a line each."""
+
+    async def answer_line(self, endpoint: str, body: bytes, caller: str, deadline: float, door: Door) -> LineAnswer:
+        """What the route at `endpoint` answers to `body`. Raises nothing but what cancels it."""
+        ...
 
 
 @runtime_checkable

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol
 
+from penstock.core.batches import Batches
 from penstock.core.door import ModelDescription, Statistics, VersionStatus
-from penstock.core.errors import NotFound, NotReady
+from penstock.core.errors import NotFound, NotReady, Unsupported
 from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
@@ -53,6 +54,7 @@ class Engine:
         self.close_by = 0.0  # monotonic; set when the server stops: what still computes then is cut
         self.before_reading: Callable[[], Awaitable[None]] = _nothing  # brings figures in that other processes hold
         self.on_tracing: Callable[[], None] = lambda: None  # called when tracing is switched on or off
+        self.kept: Batches | None = None  # files and batches; whoever sets it closes it
         self._manager = manager
         self._repository = repository
         self._tracing = tracing
@@ -92,6 +94,12 @@ class Engine:
     async def language(self, model: str, version: str = "") -> LanguageModel:
         """See `core.door.Door.language`."""
         return await self._sessions.open(model, version)
+
+    def batches(self) -> Batches:
+        """See `core.door.Door.batches`."""
+        if self.kept is None:
+            raise Unsupported("this server keeps no files and no batches")
+        return self.kept
 
     def note_spoken(self, spoken: Spoken) -> None:
         """Takes what a request to a language model came to, in this process or another front."""

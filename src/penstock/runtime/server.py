@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -21,8 +22,10 @@ from typing import Any
 import penstock
 from penstock.core.door import ModelDescription
 from penstock.core.errors import InvalidInput
+from penstock.protocols import AnswersLines, HttpProtocol
 from penstock.runtime.engine import Engine
 from penstock.runtime.fronts.supervisor import Fronts
+from penstock.runtime.language.batches import BatchRunner
 from penstock.runtime.listeners.grpc import GrpcListener
 from penstock.runtime.listeners.http import HttpListener
 from penstock.runtime.listeners.witness import Witness
@@ -120,7 +123,8 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
         manager, repository, Tracing(), metrics, lambda update: log_handle.update(update or {}), keys.limits
     )
     manager.door = engine
-    http = HttpListener(engine, http_protocols(), http_options(server, keys.keys, witness))
+    protocols = http_protocols()
+    http = HttpListener(engine, protocols, http_options(server, keys.keys, witness))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_close_models, manager, engine)
         stack.push_async_callback(repository.close)
@@ -148,6 +152,8 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
             metrics.spans = lambda: _span_counts(recorded, fronts)
             stack.push_async_callback(asyncio.to_thread, recorded.close, LAST_SPANS_S)
         stack.push_async_callback(_drain, engine, server, http, grpc, fronts)
+        engine.kept = batches = _batches(engine, protocols)
+        stack.push_async_callback(batches.close)  # before what is in flight finishes: nobody waits for them
         if not await _before(stop, loading):
             yield None
             return
@@ -178,6 +184,11 @@ async def _drain(
     if grpc is not None:
         work.append(grpc.stop(server.grace_s))
     await asyncio.gather(*work)
+
+
+def _batches(engine: Engine, protocols: Sequence[HttpProtocol]) -> BatchRunner:
+    answers = next(protocol for protocol in protocols if isinstance(protocol, AnswersLines))
+    return BatchRunner(functools.partial(answers.answer_line, door=engine))
 
 
 async def _close_models(manager: Manager, engine: Engine) -> None:

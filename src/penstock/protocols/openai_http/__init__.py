@@ -11,10 +11,22 @@ from collections.abc import Sequence
 
 import orjson
 
+from penstock.core.batches import LineAnswer
 from penstock.core.door import Door
 from penstock.core.errors import PenstockError
 from penstock.protocols import CallRoute, HttpRequest, HttpResponse, Route
-from penstock.protocols.openai_http import chat, embeddings, models, operations, ranking, responses, texts, tokens
+from penstock.protocols.openai_http import (
+    batches,
+    chat,
+    embeddings,
+    files,
+    models,
+    operations,
+    ranking,
+    responses,
+    texts,
+    tokens,
+)
 from penstock.protocols.openai_http.failures import refused, request_id
 
 
@@ -52,9 +64,27 @@ class OpenAiHttp:
             CallRoute("GET", "/v1/models", models.listed, "The models that answer", openapi=operations.reading("401")),
             CallRoute("GET", "/v1/models/{model}", models.one, "One model, and whether it answers",
                       openapi=operations.reading("401", "404")),
+            CallRoute("POST", "/v1/files", files.upload, "Keep a file of requests", openapi=operations.UPLOAD),
+            CallRoute("GET", "/v1/files", files.listed, "Your files", openapi=operations.reading("400", "401")),
+            CallRoute("GET", "/v1/files/{file}", files.one, "One file", openapi=operations.reading("401", "404")),
+            CallRoute("GET", "/v1/files/{file}/content", files.content, "What is in a file",
+                      openapi=operations.reading("401", "404", content="application/octet-stream")),
+            CallRoute("DELETE", "/v1/files/{file}", files.remove, "Delete a file",
+                      openapi=operations.reading("401", "404", "409")),
+            CallRoute("POST", "/v1/batches", batches.create, "Answer a file of requests, behind everybody who waits",
+                      openapi=operations.of("batches")),
+            CallRoute("GET", "/v1/batches", batches.listed, "Your batches", openapi=operations.reading("400", "401")),
+            CallRoute("GET", "/v1/batches/{batch}", batches.one, "How far a batch is",
+                      openapi=operations.reading("401", "404")),
+            CallRoute("POST", "/v1/batches/{batch}/cancel", batches.cancel, "End a batch",
+                      openapi=operations.reading("401", "404", "409")),
             CallRoute("GET", "/version", version, "Penstock's version"),
             CallRoute("GET", "/health", health, "Whether every model answers", public=True),
         ]  # fmt: skip
+
+    async def answer_line(self, endpoint: str, body: bytes, caller: str, deadline: float, door: Door) -> LineAnswer:
+        """See `protocols.AnswersLines`."""
+        return await batches.answer_line(endpoint, body, caller, deadline, door)
 
     def encode_error(self, error: PenstockError, request: HttpRequest) -> HttpResponse:
         """`{"error": {"message", "type", "param", "code"}}`."""

@@ -59,6 +59,8 @@ def head_of(kind: str, name: str, model: LanguageModel) -> Head:
 def told(ask: Ask, http: HttpRequest, head: Head) -> Ask:
     """`ask` with what the request's headers and its listener say."""
     ask.id, ask.caller, ask.deadline = head.id, http.caller, http.deadline
+    if http.priority:
+        ask.priority = http.priority
     if b"traceparent" in http.headers:
         ask.trace = trace.read(
             http.header(b"traceparent"), http.header(b"tracestate"), http.header(b"baggage")

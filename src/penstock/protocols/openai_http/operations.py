@@ -61,6 +61,15 @@ _BODIES: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]]] = {
     ),
     "score": (("text_1", "text_2"), {"text_1": _TEXTS, "text_2": _TEXTS}),
     "classify": (("input",), {"input": _TEXTS}),
+    "batches": (
+        ("input_file_id", "endpoint", "completion_window"),
+        {
+            "input_file_id": _TEXT,
+            "endpoint": {"type": "string", "enum": ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]},
+            "completion_window": {"type": "string", "enum": ["24h"]},
+            "metadata": {"type": "object", "additionalProperties": _TEXT},
+        },
+    ),
 }
 _STREAMED: Final = frozenset({"chat/completions", "completions", "responses"})
 
@@ -77,13 +86,14 @@ def _error(description: str) -> Mapping[str, object]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def reading(*failures: str) -> Mapping[str, object]:
+def reading(*failures: str, content: str = "application/json") -> Mapping[str, object]:
     """The operation object of a route that only reads; `failures` are the statuses that are errors in this API's shape.
     503 is not: KServe's clients read it."""
     an_object = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    whole = an_object if content == "application/json" else {"content": {content: {"schema": {"type": "string"}}}}
     return {
         "responses": {
-            "200": {"description": "The answer", **an_object},
+            "200": {"description": "The answer", **whole},
             **{status: _error("An error") for status in failures},
             "503": {"description": "It does not answer now", **an_object},
         }
@@ -109,3 +119,34 @@ def of(name: str) -> Mapping[str, object]:
             **{status: _error(text) for status, text in failures.items()},
         },
     }
+
+
+UPLOAD: Final[Mapping[str, object]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                    },
+                }
+            }
+        },
+    },
+    "responses": {
+        "200": {"description": "The file", "content": {"application/json": {"schema": {"type": "object"}}}},
+        **{
+            status: _error(text)
+            for status, text in {
+                "400": "The form is wrong",
+                "401": "No key",
+                "413": "Too large",
+                "429": "Your room is full",
+            }.items()
+        },
+    },
+}

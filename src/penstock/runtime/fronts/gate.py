@@ -13,6 +13,7 @@ from penstock.core.errors import Internal, PenstockError, Unsupported
 from penstock.core.messages import Request, Response, Timings
 from penstock.runtime.engine import Engine
 from penstock.runtime.fronts import wire
+from penstock.runtime.fronts.remote_batches import RESULTS
 from penstock.runtime.version import LoadedVersion
 from penstock.runtime.workers import frame
 
@@ -161,9 +162,11 @@ class Gate(wire.Link[wire.ToEngine]):
 
     async def _call(self, message: wire.Call) -> None:
         try:
-            if message.method not in _METHODS:
+            owner, _, name = message.method.rpartition(".")
+            if message.method not in _METHODS and message.method not in RESULTS:
                 raise Unsupported(f"no method {message.method!r}")
-            value: Any = await getattr(self._engine, message.method)(*message.arguments)
+            asked = self._engine.batches() if owner == "batches" else self._engine
+            value: Any = await getattr(asked, name)(*message.arguments)
             self.send(wire.Reply(message.id, msgspec.Raw(msgspec.msgpack.encode(value))))
         except PenstockError as error:
             self._fail(message.id, error)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from penstock.core.batches import Batches
 from penstock.core.door import ModelDescription, Statistics, VersionStatus
 from penstock.core.errors import Internal, NotFound, NotReady, PenstockError, WorkerLost, rebuild
 from penstock.core.language import LanguageModel
@@ -15,6 +16,7 @@ from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 from penstock.runtime.fronts import wire
 from penstock.runtime.fronts.copies import Copies, Copy
+from penstock.runtime.fronts.remote_batches import RESULTS, RemoteBatches
 from penstock.runtime.inference import Inference
 from penstock.runtime.language.session import Sessions
 from penstock.runtime.workers import frame
@@ -27,6 +29,7 @@ _RESULTS: dict[str, Any] = {
     "unload": None,
     "trace_settings": dict[str, Any],
     "log_settings": dict[str, Any],
+    **RESULTS,
 }
 
 
@@ -43,6 +46,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         self.copies = Copies(self.send)
         self._inference = Inference()
         self._sessions = Sessions(self, lambda spoken: self.send(wire.Observation(spoken)))
+        self._batches = RemoteBatches(self._call)
         self._next_id = 0
         self._change: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -198,6 +202,10 @@ class RemoteEngine(wire.Link[wire.ToFront]):
     async def language(self, model: str, version: str = "") -> LanguageModel:
         """See `core.door.Door.language`."""
         return await self._sessions.open(model, version)
+
+    def batches(self) -> Batches:
+        """See `core.door.Door.batches`."""
+        return self._batches
 
     def live(self) -> bool:
         """While the engine's process lives."""

@@ -76,7 +76,7 @@ VALUES = (
           f"at most {MOST_STOPS} of the model's token ids"),
     Value("logprobs", lambda ask, _: ask.logprobs is None or ask.logprobs >= 0, "at least 0"),
     Value("prompt_logprobs", lambda ask, _: ask.prompt_logprobs is None or ask.prompt_logprobs >= 0, "at least 0"),
-    Value("priority", lambda ask, _: 0 <= ask.priority < 1 << 31, "0 (the default level) or above; 1 comes first"),
+    Value("priority", lambda ask, _: 0 <= ask.priority < 1 << 32, "0 (the default level) or above; 1 comes first"),
     Value("reasoning", lambda ask, _: ask.reasoning in _EFFORTS, "none, low, medium or high"),
     Value("echo", lambda ask, _: not (ask.echo and ask.messages is not None), "false for messages"),
     Value("continue_last", lambda ask, _: not ask.continue_last
