@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from penstock.core.batches import Batches
-from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
 from penstock.core.servable import Signature
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the client reads statistics from here and needs none of these
     import asyncio
+
+    from penstock.core.batches import Batches
+    from penstock.core.language import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
