@@ -1,13 +1,15 @@
-"""Several asks of one request, answered side by side."""
+"""Several streams of one request, side by side: its prompts, or the choices of one prompt."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Final
+from typing import Final, TypeVar
 
-from penstock.core.language import Ask, Event
+from penstock.core.language import Event
+
+Part = TypeVar("Part")
 
 # A request with hundreds of prompts shares the engine with others: so many of its prompts at a time.
 _AT_ONCE: Final = 32
@@ -15,24 +17,25 @@ _WAITING: Final = 64  # events that nobody has taken yet; then the engines are h
 
 
 async def merged(
-    asks: Sequence[Ask], events_of: Callable[[Ask], AsyncGenerator[Event, None]]
+    parts: Sequence[Part], events_of: Callable[[Part], AsyncGenerator[Event, None]]
 ) -> AsyncGenerator[tuple[int, Event], None]:
-    """Events of all asks, each with its ask's number. Closing it, or an error of one, ends them all.
+    """Events of all parts, each with its part's number. Closing it, or an error of one, ends them all, and it returns
+    when every one is closed. A slow reader holds them back.
 
     Raises: whatever one of them raises.
     """
-    if len(asks) == 1:
-        async with aclosing(events_of(asks[0])) as events:
+    if len(parts) == 1:
+        async with aclosing(events_of(parts[0])) as events:
             async for event in events:
                 yield 0, event
         return
     queue: asyncio.Queue[tuple[int, Event] | BaseException | None] = asyncio.Queue(_WAITING)
-    numbers = iter(range(len(asks)))
+    numbers = iter(range(len(parts)))
 
     async def work() -> None:
         try:
             for number in numbers:
-                async with aclosing(events_of(asks[number])) as events:
+                async with aclosing(events_of(parts[number])) as events:
                     async for event in events:
                         await queue.put((number, event))
         except Exception as error:
@@ -40,7 +43,7 @@ async def merged(
         else:
             await queue.put(None)
 
-    tasks = [asyncio.create_task(work()) for _ in range(min(_AT_ONCE, len(asks)))]
+    tasks = [asyncio.create_task(work()) for _ in range(min(_AT_ONCE, len(parts)))]
     left = len(tasks)
     try:
         while left:

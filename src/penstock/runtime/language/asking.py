@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from penstock.core.door import Door, ModelDescription
@@ -30,11 +30,11 @@ from penstock.core.language import (
 from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
 from penstock.language.detokenise import Detokeniser
 from penstock.language.grammars import Compiler
+from penstock.language.merging import merged
 from penstock.runtime.language import wire
 from penstock.runtime.language.choice_text import ChoiceText, text_token
 from penstock.runtime.language.figures import Gaps, Spoken
 from penstock.runtime.language.gate import CHOICE
-from penstock.runtime.language.merging import merged
 from penstock.runtime.language.planning import Plan, Planner, check_end
 from penstock.runtime.language.reading import marks, reader
 from penstock.runtime.language.texts import Texts
@@ -86,13 +86,10 @@ class Session:
         choices = [self._choice(ask, plan, choice) for choice in range(ask.n)]
         outcome = Cancelled.reason
         try:
-            if ask.n == 1:
-                events = self._events(ask, plan, choices[0], progress)
-            else:
-                events = merged([self._events(ask, plan, choice, progress) for choice in choices])
+            events = merged(choices, lambda choice: self._events(ask, plan, choice, progress))
             began = False
-            async with aclosing(events) as found:  # type: ignore[type-var]  # they are async generators
-                async for event in found:
+            async with aclosing(events) as found:
+                async for _, event in found:
                     if not began:  # the engine has begun: what it refuses comes before
                         began = True
                         yield Began(len(plan.token_ids), self.card.name, self.card.version)
@@ -116,7 +113,9 @@ class Session:
                 )
             )  # fmt: skip
 
-    async def _events(self, ask: Ask, plan: Plan, choice: ChoiceText, progress: _Progress) -> AsyncIterator[Event]:
+    async def _events(
+        self, ask: Ask, plan: Plan, choice: ChoiceText, progress: _Progress
+    ) -> AsyncGenerator[Event, None]:
         first = True
         async with aclosing(self._deltas(ask, plan, choice.choice, progress)) as deltas:  # type: ignore[type-var]
             async for delta in deltas:
