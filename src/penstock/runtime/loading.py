@@ -54,6 +54,7 @@ ADAPTERS = "penstock.runtime.adapters"
 INLINE_BATCH_S = 150e-6
 # With real requests and full batches; twice the admission, so that a model near it does not go to and fro.
 INLINE_LONGEST_S = 2 * INLINE_BATCH_S
+_CHANGED = "changed while the model was loaded; it is loaded again once it stays the same"
 _WATCH_S, _LONGEST_WATCH_S = 1.0, 60.0
 # Models above this size stay in processes of their own, so that ending one gives all its memory back.
 INLINE_SIZE_BYTES = 64 << 20
@@ -126,9 +127,21 @@ class _Loading:
         )
 
     async def run(self, whole: bool) -> None:
-        loaded, options = self._loaded, self._options
         began = time.monotonic()
-        self._snapshot = await from_disk(Snapshot, loaded.path)
+        self._snapshot = await from_disk(Snapshot, self._loaded.path)
+        try:
+            await self._bring_up(whole)
+        except LoadError as error:
+            # Half-written files fail in as many ways as there are kinds of files; none of them is the owner's mistake.
+            if name := await from_disk(self._snapshot.changed):
+                raise LoadError(f"{name} {_CHANGED} ({error})") from error
+            raise
+        if name := await from_disk(self._snapshot.changed):
+            raise LoadError(f"{name} {_CHANGED}")
+        self._loaded.loaded_s = time.monotonic() - began
+
+    async def _bring_up(self, whole: bool) -> None:
+        loaded, options = self._loaded, self._options
         may_inline = await from_disk(self._may_inline)  # looks at the files' sizes
         given_up = threading.Event()  # a thread cannot be cancelled, and a stop or a failure must not wait for this one
         hashing = asyncio.create_task(from_disk(artifact_sha256, loaded.path, given_up))
@@ -161,9 +174,6 @@ class _Loading:
             self._use_pool(loaded.pool)
             self._measure_workers()
         loaded.revive = self._revive
-        if name := await from_disk(self._snapshot.changed):
-            raise LoadError(f"{name} changed while the model was loaded; it is loaded again once it stays the same")
-        loaded.loaded_s = time.monotonic() - began
 
     def _expect(self, sha256: str) -> None:
         expected = self._options.sha256.get(str(self._loaded.number), "").lower()
