@@ -86,7 +86,11 @@ def _inside() -> Callable[..., object]:
     return inner
 
 
-@pytest.mark.parametrize("target", [lambda x: x, _inside(), Doubler(), len, Doubler().predict], ids=repr)
+@pytest.mark.parametrize(
+    "target",
+    [lambda x: x, _inside(), Doubler(), len, Doubler().predict],
+    ids=["lambda", "inner function", "object", "builtin", "method"],
+)
 def test_what_a_worker_could_not_find_by_name_is_refused(target: Callable[..., object]) -> None:
     with pytest.raises(InvalidInput, match="workers load it by name"):
         path_of(target)
