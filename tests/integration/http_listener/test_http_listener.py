@@ -393,15 +393,27 @@ async def test_drain_answers_a_request_that_was_on_its_way_over_an_idle_connecti
         assert await drain == 0
 
 
-async def test_drain_cuts_what_is_not_answered_in_time() -> None:
+@pytest.mark.parametrize("grace_s", [0.0, 0.05])
+async def test_drain_tells_what_is_not_answered_in_time(grace_s: float) -> None:
     async with serving() as it:
         client = await it.connect()
         it.door.gate.clear()
         await client.send(infer([1], id="a"))
         await until(lambda: "a" in it.door.waiting)
-        assert await it.listener.drain(0.05) == 1
+        assert await it.listener.drain(grace_s) == 0
+        answer = await client.answer()
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
+        assert "grace" in answer.json["error"]
         assert await client.closed() == b""
         await until(lambda: it.door.cancelled == ["a"])
+
+
+async def test_drain_cuts_what_does_not_take_its_last_words() -> None:
+    async with serving() as it:
+        client = await it.connect()
+        await client.send(infer([1], model="large") * 8)  # 16 MB each, of which nothing is read
+        await until(lambda: it.door.requests)
+        assert await it.listener.drain(0.05) == 1
 
 
 async def test_winding_down_tells_clients_to_come_back_elsewhere_and_still_accepts() -> None:

@@ -26,6 +26,7 @@ import socket
 from collections import deque
 from typing import cast
 
+from penstock.core.errors import PenstockError
 from penstock.core.messages import NO_DEADLINE
 from penstock.protocols import HttpRequest, HttpResponse
 from penstock.runtime.listeners.heads import CONTINUE, Rendered, plain_error
@@ -253,6 +254,11 @@ class Connection(asyncio.Protocol):
         idle = reader.state == START or (reader.state == HEAD and reader.untouched)
         if idle and not self._turns and not self._waiting:
             self._close(lingers=False)
+
+    def stop(self, reason: PenstockError) -> None:
+        """Ends what is being answered here with an error, whose bytes still go out."""
+        for turn in (*self._turns, *self._waiting):
+            turn.stop(reason)
 
     def cut(self) -> None:
         if self._transport is not None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from penstock.core.door import Door
 from penstock.protocols import HttpProtocol
+from penstock.runtime.listeners import last_words
 from penstock.runtime.listeners.connection import Connection
 from penstock.runtime.listeners.http_options import HttpCounters, HttpOptions
 from penstock.runtime.listeners.router import Router
@@ -86,6 +87,7 @@ class HttpListener:
 
     async def drain(self, grace_s: float) -> int:
         """Closes each connection when it is answered or `grace_s` is over, and those that stay idle after a moment.
+        Shortly before the end of the grace, what still runs ends with an error that says so.
 
         Returns the number of connections that had to be cut. The listener is over then.
         """
@@ -103,7 +105,10 @@ class HttpListener:
         site.closing = True
         for connection in tuple(site.connections):
             connection.wind_down()
-        await self._emptied(give_up - now())
+        await self._emptied(give_up - last_words.last_words_s(grace_s) - now())
+        for connection in tuple(site.connections):
+            connection.stop(last_words.out_of_grace(grace_s))
+        await self._emptied(last_words.cut_by(give_up, now()))
         for task in tuple(self._late):
             task.cancel()
         left = tuple(site.connections)

@@ -7,6 +7,7 @@ import time
 from typing import Protocol
 
 from penstock.core.door import Door
+from penstock.core.errors import PenstockError
 from penstock.runtime.listeners.auth import ApiKeys
 from penstock.runtime.listeners.heads import Heads
 from penstock.runtime.listeners.http_options import HttpCounters, HttpOptions
@@ -21,6 +22,9 @@ class Open(Protocol):
 
     def wind_down(self) -> None:
         """Closes if nothing is going on."""
+
+    def stop(self, reason: PenstockError) -> None:
+        """Ends what is being answered with an error."""
 
     def cut(self) -> None:
         """Closes at once."""

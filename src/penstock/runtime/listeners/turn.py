@@ -91,7 +91,7 @@ class Turn:
 
     __slots__ = (
         "abandoned", "admitted", "comments", "deadline", "exchange", "future", "head_only", "http", "http10",
-        "keep_alive", "lingers", "output", "sight", "started", "target", "task", "wire",
+        "keep_alive", "lingers", "output", "reason", "sight", "started", "target", "task", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +112,7 @@ class Turn:
         self.future: asyncio.Future[Response] | None = None
         self.task: asyncio.Task[None] | None = None
         self.exchange: Exchange | None = None
+        self.reason: PenstockError | None = None  # why it was told to stop
         self.admitted = False
         self.sight: Sight | None = None  # None although it was admitted: there is nothing to note
 
@@ -172,6 +173,21 @@ class Turn:
             self.future.cancel()
         if self.task is not None:
             self.task.cancel()
+
+    def stop(self, reason: PenstockError) -> None:
+        """Ends what still runs: answered with `reason`, or a stream whose head is out, with its event."""
+        if self.output is None and not self.abandoned:
+            self.reason = reason
+            if self.future is not None:
+                self.future.cancel()
+            elif self.task is not None:
+                self.task.add_done_callback(self._unsaid)
+                self.task.cancel()
+
+    def _unsaid(self, task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before it began answers nothing."""
+        if self.output is None and not self.started:
+            self._stopped()
 
     def answer(self, response: HttpResponse, timings: Timings | None = None) -> None:
         """Renders the answer and gives it to the connection."""
@@ -289,7 +305,7 @@ class Turn:
     def _stopped(self) -> None:
         """Cancelled: by `abandon`, when nobody is left to answer, or by the door, which then still owes an answer."""
         if not self.abandoned:
-            self.fail(Cancelled("the request was cancelled"))
+            self.fail(self.reason or Cancelled("the request was cancelled"))
 
     async def _encoded(self, exchange: StreamExchange) -> AsyncIterator[bytes]:
         """The door's answers as the protocol writes them, and its end."""
@@ -310,7 +326,7 @@ class Turn:
         try:
             await self._pump(stream)
         except asyncio.CancelledError:
-            self._break(stream, Cancelled("the stream was cancelled"))
+            self._break(stream, self.reason or Cancelled("the stream was cancelled"))
         except PenstockError as error:
             self._break(stream, error)
         except Exception:
