@@ -255,3 +255,23 @@ def skewed(dice: random.Random) -> list[Ask]:
         )
         for _ in range(200)
     ]  # fmt: skip
+
+
+def agents(dice: random.Random) -> list[Ask]:
+    """Six sets of tools, tasks below them whose calls' results come back, and lone questions in between. Written before
+    anything was tuned, and not looked at while that was done."""
+    tools = [words(dice, dice.randrange(400, 1200)) for _ in range(6)]
+    found = []
+    for _ in range(30):
+        history = [
+            said("system", dice.choices(tools, (6, 5, 4, 3, 2, 1))[0]), said("user", words(dice, dice.randrange(20, 60)))
+        ]  # fmt: skip
+        turns = [Ask([*history], dice.randrange(8, 64), 256)]
+        for _ in range(dice.randrange(0, 4)):
+            history += [said("assistant", words(dice, 10)), said("user", words(dice, dice.randrange(30, 200)))]
+            turns.append(Ask([*history], dice.randrange(8, 64), 256))
+        turns[0].then = turns[1:]
+        found.append(turns[0])
+    found += [Ask([said("user", words(dice, dice.randrange(20, 200)))], dice.randrange(8, 64)) for _ in range(20)]
+    dice.shuffle(found)
+    return found
