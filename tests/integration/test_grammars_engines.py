@@ -47,7 +47,7 @@ def test_llama_cpp_keeps_to_every_grammar(smollm2: Path) -> None:
     xllamacpp = pytest.importorskip("xllamacpp")
     settings = xllamacpp.CommonParams()
     settings.model.path = str(smollm2)
-    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads, settings.warmup = 1024, 1, 2, False
+    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads, settings.warmup = 1024, 1, 1, False
     server = xllamacpp.Server(settings)
     ends = set()
     for name, wanted in FORMATS.items():

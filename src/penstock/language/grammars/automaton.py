@@ -32,6 +32,9 @@ from penstock.language.grammars.nodes import (
 Edges = tuple[tuple[int, int, int], ...]  # from and to which character, inclusive, and the state they lead to; sorted
 
 
+_MOST_WORK = 4_000_000  # loose states in all sets of them: about a second
+
+
 class TooManyStates(InvalidInput):
     """The automaton is above its limit. What only needs one to be exact catches this and leaves it to validation."""
 
@@ -125,13 +128,21 @@ def build(node: Node, rules: Rules) -> Automaton:
     final = loose.add(node, loose.state())
     first = loose.closure(frozenset((0,)))
     numbers, order, edges = {first: 0}, [first], []
+    work = 0
     for states in order:
+        work += len(states)
+        if work > _MOST_WORK:
+            raise TooManyStates(f"{rules.where}: has too many beginnings of parts at once; make it smaller")
         out: list[tuple[int, int, int]] = []
-        moves = [(low, high, target) for s in states for ranges, target in loose.moves[s] for low, high in ranges]
+        alike: dict[Ranges, list[int]] = {}
+        for state in states:
+            for ranges, target in loose.moves[state]:
+                alike.setdefault(ranges, []).append(target)
+        moves = [(low, high, targets) for ranges, targets in alike.items() for low, high in ranges]
         cuts = sorted({low for low, _, _ in moves} | {high + 1 for _, high, _ in moves})
         closures: dict[frozenset[int], frozenset[int]] = {}
         for low, after in itertools.pairwise(cuts):
-            reached = frozenset(target for a, b, target in moves if a <= low <= b)
+            reached = frozenset(target for a, b, targets in moves if a <= low <= b for target in targets)
             if not reached:
                 continue
             if reached not in closures:

@@ -126,7 +126,7 @@ class Compiler:
         validators = {name: compiler.validator for name, compiler in compilers.items()}
         if tool_choice == "auto":
             return Compiled(None, None, False, tuple(sorted(validated)), _anything, None, NOTHING, 0, validators)
-        text = gbnf.write(rules, root)
+        text = gbnf.write(*untangled(rules, root))
         always = tool_format == PLAIN
         return Compiled(
             Grammar("ebnf", text), None, always, tuple(sorted(validated)), read_and_drop if always else _anything,
@@ -161,7 +161,7 @@ def _compile(format: Format, limits: Limits, where: str) -> Compiled:
 
 
 def _written(rules: Rules, root: Node, always_json: bool, validated: SequenceOf[str], check: Check) -> Compiled:
-    text = gbnf.write(rules, root)
+    text = gbnf.write(*untangled(rules, root))
     short = None if always_json or rules.bodies else pattern.write(root)
     regex = Grammar("regex", short) if short is not None and len(short) <= _LONGEST_REGEX else None
     return Compiled(
@@ -201,8 +201,7 @@ def _choice(format: Format, limits: Limits, where: str) -> Compiled:
 
 def _regex(format: Format, limits: Limits, where: str) -> Compiled:
     rules = Rules(limits, where)
-    root = untangled(pattern.read(format.text, rules, where), rules)
-    return _written(rules, root, False, (), _regex_check(format.text))
+    return _written(rules, pattern.read(format.text, rules, where), False, (), _regex_check(format.text))
 
 
 def _regex_check(text: str) -> Check:

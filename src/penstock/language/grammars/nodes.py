@@ -220,6 +220,13 @@ class Rules:
         self._numbers: dict[str, int] = {}
         self._nodes = 0
 
+    def copy(self) -> Rules:
+        """The same rules, to be changed apart from these."""
+        made = Rules(self.limits, self.where)
+        made.bodies, made.lexical, made.split = dict(self.bodies), set(self.lexical), self.split
+        made._by_body, made._numbers, made._nodes = dict(self._by_body), dict(self._numbers), self._nodes
+        return made
+
     def reserve(self, hint: str) -> Reference:
         """A name whose body comes later, by `define`."""
         if len(self.bodies) >= self.limits.rules:
