@@ -16,6 +16,7 @@ from penstock.core.batches import Batches
 from penstock.core.door import Door, ModelDescription, Statistics, VersionStatus
 from penstock.core.errors import InvalidInput, NotFound, Overloaded, PenstockError, ServableError, Unsupported
 from penstock.core.messages import Parameter, Request, Response
+from penstock.core.responses import Responses
 from penstock.core.servable import Signature
 from penstock.protocols import CallRoute, HttpRequest, HttpResponse, InferRoute, Route, StreamRoute
 from penstock.runtime.listeners.http import HttpListener
@@ -101,6 +102,9 @@ class NumpyDoor:
 
     def batches(self) -> Batches:
         raise Unsupported("this door keeps no files and no batches")
+
+    def responses(self) -> Responses:
+        raise Unsupported("this door keeps no answers")
 
     def live(self) -> bool:
         return True

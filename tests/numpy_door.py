@@ -20,6 +20,7 @@ from penstock.core.errors import (
 )
 from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
+from penstock.core.responses import Responses
 from penstock.core.servable import Signature
 from penstock.core.tensor import Array, TensorSpec, parse_spec
 
@@ -120,6 +121,9 @@ class NumpyDoor:
 
     def batches(self) -> Batches:
         raise Unsupported("this door keeps no files and no batches")
+
+    def responses(self) -> Responses:
+        raise Unsupported("this door keeps no answers")
 
     def live(self) -> bool:
         return True

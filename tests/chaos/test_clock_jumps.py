@@ -49,7 +49,7 @@ WALL_CLOCK = {
     ("client/calls.py", "now"): "Retry-After may be a date",
     ("protocols/openai_http/answering.py", "time"): "answers say when they were made",
     ("runtime/engines/remote/__init__.py", "time"): "Retry-After may be a date",
-    ("runtime/language/batches.py", "time"): "files and batches say when they were made, and are kept for days",
+    ("runtime/language/kept.py", "time"): "files, batches and answers say when they were made, and are kept for days",
     ("runtime/language/texts.py", "time"): "chat templates may say today's date",
     ("runtime/listeners/heads.py", "time"): "the Date header",
     ("telemetry/otlp.py", "time_ns"): "spans say when they began",

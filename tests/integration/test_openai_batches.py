@@ -83,14 +83,18 @@ def test_each_line_is_answered_as_its_route_answers(client: openai.OpenAI) -> No
     assert output.purpose == "batch_output" and output.bytes == len(client.files.content(output.id).read())
 
 
-@pytest.mark.parametrize("endpoint", ["/v1/completions", "/v1/embeddings"])
+@pytest.mark.parametrize("endpoint", ["/v1/completions", "/v1/embeddings", "/v1/responses"])
 def test_the_other_endpoints(client: openai.OpenAI, endpoint: str) -> None:
     body = {"prompt": "say:yes"} if endpoint == "/v1/completions" else {"input": ["a", "b"]}
+    if endpoint == "/v1/responses":
+        body = {"input": "say:b"}
     lines = [{"custom_id": "one", "method": "POST", "url": endpoint, "body": {"model": "echo", **body}}]
     ended = until(client, begun(client, lines, endpoint).id, "completed")
     answer = read(client, ended.output_file_id)["one"]["response"]["body"]
     if endpoint == "/v1/completions":
         assert answer["choices"][0]["text"] == "yes"
+    elif endpoint == "/v1/responses":
+        assert answer["output"][0]["content"][0]["text"] == "b" and answer["store"] is False
     else:
         assert [one["index"] for one in answer["data"]] == [0, 1]
     assert ended.error_file_id is None
@@ -161,7 +165,7 @@ def test_what_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.files.create(file=b"x", purpose="assistants")
     with pytest.raises(openai.BadRequestError, match="endpoint"):
-        client.batches.create(input_file_id="x", endpoint="/v1/responses", completion_window="24h")
+        client.batches.create(input_file_id="x", endpoint="/v1/moderations", completion_window="24h")
     with pytest.raises(openai.APIStatusError, match="bytes") as refused:
         client.files.create(file=("big.jsonl", b"x" * ((64 << 20) + 1)), purpose="batch")
     assert refused.value.status_code == 413

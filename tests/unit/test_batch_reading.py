@@ -10,6 +10,7 @@ from penstock.core.errors import InvalidInput, NotFound, QuotaExceeded
 from penstock.protocols.openai_http.multipart import read_form
 from penstock.runtime.language.batch_lines import read_lines
 from penstock.runtime.language.kept_files import KEEP_S, Bounds, KeptFiles
+from penstock.runtime.language.shelves import MemoryShelf
 
 FORM = (
     b'--b1\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -55,17 +56,17 @@ def test_faults_of_lines(text: bytes, code: str) -> None:
     assert [fault.code for fault in read_lines(text, "/x")[1]] == [code]
 
 
-def test_finished_files_make_room_and_others_do_not() -> None:
+async def test_finished_files_make_room_and_others_do_not() -> None:
     now = [0.0]
-    files = KeptFiles(Bounds(caller_bytes=10), lambda: now[0])
-    first = files.add("a", "1", b"123456", "batch")
+    files = KeptFiles(Bounds(caller_bytes=10), lambda: now[0], MemoryShelf())
+    first = await files.add("a", "1", b"123456", "batch")
     with pytest.raises(QuotaExceeded):
-        files.add("a", "2", b"123456", "batch")
+        await files.add("a", "2", b"123456", "batch")
     files.hold("a", first.id)
     with pytest.raises(QuotaExceeded):
-        files.add("a", "2", b"123456", "batch")
+        await files.add("a", "2", b"123456", "batch")
     files.release(first.id)
-    second = files.add("a", "2", b"123456", "batch")
+    second = await files.add("a", "2", b"123456", "batch")
     with pytest.raises(NotFound):
         files.find("a", first.id)
     with pytest.raises(NotFound):

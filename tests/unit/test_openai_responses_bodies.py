@@ -23,6 +23,8 @@ from penstock.core.language import (
     Usage,
 )
 from penstock.protocols.openai_http import parameters, plug, responses
+from penstock.runtime.language.kept_responses import KEEP_S, ResponseBounds, ResponseKeeper
+from penstock.runtime.language.shelves import MemoryShelf
 
 BEGAN = Began(5, "m", "3")
 USAGE = Usage(5, 2, cached_tokens=3, reasoning_tokens=1)
@@ -30,10 +32,23 @@ HELLO: list[Event | PenstockError] = [BEGAN, Text(0, "Hé"), Text(0, '"llo'), Fi
 TOOL = {"type": "function", "name": "look", "parameters": {"type": "object"}}
 
 
+class KeepingDoor(ScriptDoor):
+    """Keeps answers as a server without a folder does."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self.now = [1_700_000_000.0]
+        self.keeper = ResponseKeeper(plug.wishes(self), MemoryShelf(), lambda: self.now[0])
+
+    def responses(self) -> ResponseKeeper:
+        return self.keeper
+
+
 class Responses:
     def __init__(self) -> None:
         self.script = Script([HELLO])
-        self.calls = Calls([plug], ScriptDoor(self.script))
+        self.door = KeepingDoor(self.script)
+        self.calls = Calls([plug], self.door)
 
     async def __call__(self, **body: Any) -> Any:
         return await self.calls("POST", "/v1/responses", orjson.dumps({"model": "m", "input": "hi", **body}))
@@ -62,7 +77,7 @@ def respond() -> Responses:
 async def test_an_answer_in_one_piece(respond: Responses) -> None:
     document = json_of(await respond(instructions="Be brief", metadata={"a": "b"}, max_output_tokens=7))
     assert document["id"].startswith("resp_") and document["object"] == "response"
-    assert (document["status"], document["store"], document["error"]) == ("completed", False, None)
+    assert (document["status"], document["store"], document["error"]) == ("completed", True, None)
     (item,) = document["output"]
     assert item["content"] == [{"type": "output_text", "text": 'Hé"llo', "annotations": [], "logprobs": []}]
     assert (item["type"], item["role"], item["status"]) == ("message", "assistant", "completed")
@@ -151,8 +166,8 @@ async def test_everything_else_reaches_the_ask(respond: Responses) -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"input": None}, "input"), ({"input": []}, "input"), ({"input": 3}, "input"), ({"store": True}, "store"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"background": True}, "background"),
+        ({"input": None}, "input"), ({"input": []}, "input"), ({"input": 3}, "input"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"background": True, "store": False}, "background"),
         ({"truncation": "auto"}, "truncation"), ({"conversation": "c"}, "conversation"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"), ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
@@ -191,3 +206,88 @@ def test_the_page_names_every_parameter() -> None:
     known = responses.KNOWN | set(responses.REFUSED) | responses.HARMLESS
     assert {name for name in known if f"`{name}`" not in page} == set()
     assert not responses.KNOWN & set(responses.REFUSED) and not responses.KNOWN & set(parameters.REFUSED)
+
+
+async def stored(respond: Responses, id: str, rest: str = "", method: str = "GET") -> Any:
+    return await respond.calls(method, f"/v1/responses/{id}{rest}")
+
+
+async def test_what_is_kept_is_what_was_answered_and_its_events_say_the_same(respond: Responses) -> None:
+    respond.script.answers = [MANY]
+    document = json_of(await respond(tools=[TOOL]))
+    assert json_of(await stored(respond, document["id"])) == document
+    sent = (await pieces_of(await stored(respond, document["id"], "?stream=true"))).decode()
+    events = [orjson.loads(part.split("data: ")[1]) for part in sent.split("\n\n")[:-1]]
+    live = await respond.events(tools=[TOOL])
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["item"] for event in events if event["type"] == "response.output_item.done"] == document["output"]
+    kinds = [event["type"] for event in live]
+    kinds.remove("response.function_call_arguments.delta")  # two pieces there, one here
+    assert [event["type"] for event in events] == kinds and events[-1]["response"] == document
+
+
+async def test_a_response_goes_on_from_another(respond: Responses) -> None:
+    respond.script.answers = [MANY, HELLO]
+    first = json_of(await respond(tools=[TOOL], instructions="Be brief"))
+    outputs = [{"type": "function_call_output", "call_id": id, "output": "gone"} for id in ("c1", "c2")]
+    second = json_of(await respond(input=outputs, previous_response_id=first["id"], instructions="Be long"))
+    assert second["previous_response_id"] == first["id"]
+    assert list(respond.script.asks[-1].messages) == [
+        Message("system", "Be long"), Message("user", "hi"),
+        Message("assistant", "I look.", reasoning="hm",
+                tool_calls=(ToolCall("c1", "look", '{"a":1}'), ToolCall("c2", "look", "{}"))),
+        Message("tool", "gone", tool_call_id="c1"), Message("tool", "gone", tool_call_id="c2"),
+    ]  # fmt: skip
+    page = json_of(await stored(respond, second["id"], "/input_items?order=asc&limit=100"))
+    assert [item["type"] for item in page["data"]] == [
+        "message", "reasoning", "message", "function_call", "function_call", *["function_call_output"] * 2,
+    ]  # fmt: skip
+    assert len({item["id"] for item in page["data"]}) == 7 and page["data"][1:5] == first["output"]
+
+
+async def test_a_call_that_was_cut_off_is_not_gone_on_from(respond: Responses) -> None:
+    respond.script.answers = [[*MANY[:5], Finished(0, "length"), USAGE], HELLO]
+    first = json_of(await respond(tools=[TOOL]))
+    assert first["status"] == "incomplete" and first["output"][-1]["status"] == "incomplete"
+    await respond(previous_response_id=first["id"])
+    assert list(respond.script.asks[-1].messages) == [
+        Message("user", "hi"), Message("assistant", "I look.", reasoning="hm"), Message("user", "hi"),
+    ]  # fmt: skip
+
+
+async def test_a_stream_that_is_cut_is_kept_as_what_it_is(respond: Responses) -> None:
+    respond.script.answers = [[BEGAN, Text(0, "a"), WorkerLost("the engine died")]]
+    id = (await respond.events())[0]["response"]["id"]
+    failed = json_of(await stored(respond, id))
+    assert failed["status"] == "failed" and failed["error"] == {"code": "server_error", "message": "the engine died"}
+    assert failed["output"][0]["content"][0]["text"] == "a" and failed["output"][0]["status"] == "incomplete"
+    answer = await respond(previous_response_id=id)
+    assert answer.status == 400 and json_of(answer)["error"]["param"] == "previous_response_id"
+    respond.script.answers = [HELLO]
+    left = await respond(stream=True)
+    first = await anext(left.pieces)
+    await left.pieces.aclose()
+    id = orjson.loads(first.split(b"data: ")[1].split(b"\n")[0])["response"]["id"]
+    gone = json_of(await stored(respond, id))
+    assert gone["status"] == "incomplete" and gone["output"][0]["content"][0]["text"] == "Hé" and gone["usage"] is None
+
+
+async def test_the_oldest_go_and_all_are_kept_for_a_time_only(respond: Responses) -> None:
+    bounds = ResponseBounds(caller_count=2)
+    respond.door.keeper = ResponseKeeper(plug.wishes(respond.door), MemoryShelf(), lambda: respond.door.now[0], bounds)
+    ids = [json_of(await respond())["id"] for _ in range(3)]
+    assert [(await stored(respond, id)).status for id in ids] == [404, 200, 200]
+    assert (await stored(respond, ids[1], method="DELETE")).status == 200
+    assert (await stored(respond, ids[1])).status == 404
+    respond.door.now[0] += KEEP_S + 1
+    assert (await stored(respond, ids[2])).status == 404
+    assert json_of(await respond(store=False))["store"] is False
+
+
+async def test_what_is_too_large_to_be_kept_says_so(respond: Responses) -> None:
+    bounds = ResponseBounds(one_bytes=100)
+    respond.door.keeper = ResponseKeeper(plug.wishes(respond.door), MemoryShelf(), lambda: respond.door.now[0], bounds)
+    document = json_of(await respond())
+    assert document["store"] is False and (await stored(respond, document["id"])).status == 404
+    events = await respond.events()
+    assert events[-1]["type"] == "response.completed" and events[-1]["response"]["store"] is False

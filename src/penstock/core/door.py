@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the client reads statistics from here and needs none of the
 
     from penstock.core.batches import Batches
     from penstock.core.language import LanguageModel
+    from penstock.core.responses import Responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,10 @@ class Door(Protocol):
 
     def batches(self) -> Batches:
         """The files and batches of this server. Raises: Unsupported when it keeps none."""
+        ...
+
+    def responses(self) -> Responses:
+        """The answers that this server keeps. Raises: Unsupported when it keeps none."""
         ...
 
     def live(self) -> bool: ...

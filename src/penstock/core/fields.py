@@ -39,6 +39,10 @@ class Fields:
         self._taken.add(name)
         return self._values.get(name)
 
+    def everything(self) -> Mapping[str, object]:
+        """All members as they came."""
+        return self._values
+
     def rest(self) -> list[str]:
         """The members that nobody took and that are not null."""
         return [name for name, value in self._values.items() if name not in self._taken and value is not None]

@@ -21,6 +21,7 @@ from penstock.core.batches import LineAnswer
 from penstock.core.door import Door
 from penstock.core.errors import PenstockError
 from penstock.core.messages import NO_DEADLINE, Request, Response
+from penstock.core.responses import AnswersWishes
 from penstock.core.servable import Signature
 
 Buffer = bytes | bytearray | memoryview
@@ -171,6 +172,10 @@ class AnswersLines(Protocol):
 
     async def answer_line(self, endpoint: str, body: bytes, caller: str, deadline: float, door: Door) -> LineAnswer:
         """What the route at `endpoint` answers to `body`. Raises nothing but what cancels it."""
+        ...
+
+    def wishes(self, door: Door) -> AnswersWishes:
+        """What makes the answers for which nobody waits."""
         ...
 
 

@@ -11,12 +11,14 @@ from penstock.core.door import ModelDescription, Statistics, VersionStatus
 from penstock.core.errors import NotFound, NotReady, Unsupported
 from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
+from penstock.core.responses import Responses
 from penstock.core.servable import Signature
 from penstock.runtime.fronts.wire import Table
 from penstock.runtime.inference import Inference
 from penstock.runtime.keys import KeyLimits
 from penstock.runtime.language.figures import Spoken
 from penstock.runtime.language.gate import Gates
+from penstock.runtime.language.kept import Kept
 from penstock.runtime.language.session import Sessions
 from penstock.runtime.manager import Manager
 from penstock.runtime.tracing import Tracing
@@ -54,7 +56,7 @@ class Engine:
         self.close_by = 0.0  # monotonic; set when the server stops: what still computes then is cut
         self.before_reading: Callable[[], Awaitable[None]] = _nothing  # brings figures in that other processes hold
         self.on_tracing: Callable[[], None] = lambda: None  # called when tracing is switched on or off
-        self.kept: Batches | None = None  # files and batches; whoever sets it closes it
+        self.kept: Kept | None = None  # files, batches and answers; whoever sets it closes it
         self._manager = manager
         self._repository = repository
         self._tracing = tracing
@@ -99,7 +101,13 @@ class Engine:
         """See `core.door.Door.batches`."""
         if self.kept is None:
             raise Unsupported("this server keeps no files and no batches")
-        return self.kept
+        return self.kept.batches
+
+    def responses(self) -> Responses:
+        """See `core.door.Door.responses`."""
+        if self.kept is None:
+            raise Unsupported("this server keeps no answers")
+        return self.kept.responses
 
     def note_spoken(self, spoken: Spoken) -> None:
         """Takes what a request to a language model came to, in this process or another front."""

@@ -25,7 +25,7 @@ from penstock.core.errors import InvalidInput
 from penstock.protocols import AnswersLines, HttpProtocol
 from penstock.runtime.engine import Engine
 from penstock.runtime.fronts.supervisor import Fronts
-from penstock.runtime.language.batches import BatchRunner
+from penstock.runtime.language.kept import Kept
 from penstock.runtime.listeners.grpc import GrpcListener
 from penstock.runtime.listeners.http import HttpListener
 from penstock.runtime.listeners.witness import Witness
@@ -124,6 +124,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
     )
     manager.door = engine
     protocols = http_protocols()
+    engine.kept = kept = _kept(engine, protocols)
     http = HttpListener(engine, protocols, http_options(server, keys.keys, witness))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_close_models, manager, engine)
@@ -152,8 +153,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
             metrics.spans = lambda: _span_counts(recorded, fronts)
             stack.push_async_callback(asyncio.to_thread, recorded.close, LAST_SPANS_S)
         stack.push_async_callback(_drain, engine, server, http, grpc, fronts)
-        engine.kept = batches = _batches(engine, protocols)
-        stack.push_async_callback(batches.close)  # before what is in flight finishes: nobody waits for them
+        stack.push_async_callback(kept.close)  # before what is in flight finishes: nobody waits for it
         if not await _before(stop, loading):
             yield None
             return
@@ -164,6 +164,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
             return
         manager.started = True
         changed()
+        await kept.resume()
         _settle_garbage()
         stack.push_async_callback(_cancelled, asyncio.create_task(heap.keep_small()))
         yield _status(engine, server, http_port, grpc_port, tls is not None)
@@ -186,9 +187,9 @@ async def _drain(
     await asyncio.gather(*work)
 
 
-def _batches(engine: Engine, protocols: Sequence[HttpProtocol]) -> BatchRunner:
+def _kept(engine: Engine, protocols: Sequence[HttpProtocol]) -> Kept:
     answers = next(protocol for protocol in protocols if isinstance(protocol, AnswersLines))
-    return BatchRunner(functools.partial(answers.answer_line, door=engine))
+    return Kept(functools.partial(answers.answer_line, door=engine), answers.wishes(engine))
 
 
 async def _close_models(manager: Manager, engine: Engine) -> None:

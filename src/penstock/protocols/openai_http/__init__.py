@@ -14,8 +14,10 @@ import orjson
 from penstock.core.batches import LineAnswer
 from penstock.core.door import Door
 from penstock.core.errors import PenstockError
+from penstock.core.responses import AnswersWishes
 from penstock.protocols import CallRoute, HttpRequest, HttpResponse, Route
 from penstock.protocols.openai_http import (
+    background,
     batches,
     chat,
     embeddings,
@@ -24,6 +26,7 @@ from penstock.protocols.openai_http import (
     operations,
     ranking,
     responses,
+    stored_responses,
     texts,
     tokens,
 )
@@ -55,6 +58,14 @@ class OpenAiHttp:
                       openapi=operations.of("completions")),
             CallRoute("POST", "/v1/responses", responses.create, "Answer a conversation, as items",
                       openapi=operations.of("responses")),
+            CallRoute("GET", "/v1/responses/{response}", stored_responses.one, "A response that was kept",
+                      openapi=operations.reading("400", "401", "404")),
+            CallRoute("DELETE", "/v1/responses/{response}", stored_responses.remove, "Delete a response",
+                      openapi=operations.reading("401", "404")),
+            CallRoute("POST", "/v1/responses/{response}/cancel", stored_responses.cancel, "End a response for which "
+                      "nobody waits", openapi=operations.reading("400", "401", "404")),
+            CallRoute("GET", "/v1/responses/{response}/input_items", stored_responses.input_items,
+                      "The conversation before a response", openapi=operations.reading("400", "401", "404")),
             CallRoute("POST", "/v1/embeddings", embeddings.embed, "Vectors of texts",
                       openapi=operations.of("embeddings")),
             CallRoute("POST", "/v1/classify", ranking.classify, "Labels of texts", openapi=operations.of("classify")),
@@ -85,6 +96,10 @@ class OpenAiHttp:
     async def answer_line(self, endpoint: str, body: bytes, caller: str, deadline: float, door: Door) -> LineAnswer:
         """See `protocols.AnswersLines`."""
         return await batches.answer_line(endpoint, body, caller, deadline, door)
+
+    def wishes(self, door: Door) -> AnswersWishes:
+        """See `protocols.AnswersLines`."""
+        return background.BackgroundResponses(door)
 
     def encode_error(self, error: PenstockError, request: HttpRequest) -> HttpResponse:
         """`{"error": {"message", "type", "param", "code"}}`."""

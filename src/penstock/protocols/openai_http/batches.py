@@ -9,7 +9,7 @@ from penstock.core.door import Door
 from penstock.core.errors import InvalidInput, NotFound, PenstockError
 from penstock.core.json_body import read_object
 from penstock.protocols import HttpRequest, HttpResponse
-from penstock.protocols.openai_http import chat, embeddings, texts
+from penstock.protocols.openai_http import chat, embeddings, responses, texts
 from penstock.protocols.openai_http.answering import read_fields
 from penstock.protocols.openai_http.failures import refused
 from penstock.protocols.openai_http.files import answered, looked_up, page, query_of
@@ -19,6 +19,7 @@ _HANDLERS: Final = {
     "/v1/chat/completions": chat.complete,
     "/v1/completions": texts.complete,
     "/v1/embeddings": embeddings.embed,
+    "/v1/responses": responses.create,
 }
 _LOWEST: Final = (1 << 32) - 1  # level 0, of everybody who asks for none, counts as 1 << 31
 _KNOWN: Final = frozenset({"input_file_id", "endpoint", "completion_window", "metadata"})
@@ -86,9 +87,11 @@ async def answer_line(endpoint: str, body: bytes, caller: str, deadline: float, 
     """What the route `endpoint` answers to `body`, behind all that does not come from a batch."""
     http = HttpRequest("POST", endpoint, {}, body=body, deadline=deadline, caller=caller, priority=_LOWEST)
     try:
-        if read_object(body).get("stream"):
-            raise InvalidInput("Unsupported value: 'stream': lines of a batch are answered whole",
-                               parameter="stream", problem="unsupported_value")  # fmt: skip
+        members = read_object(body)
+        for name in ("stream", "background"):
+            if members.get(name):
+                raise InvalidInput(f"Unsupported value: '{name}': lines of a batch are answered whole",
+                                   parameter=name, problem="unsupported_value")  # fmt: skip
         response = await _HANDLERS[endpoint](http, door)
         assert isinstance(response, HttpResponse)
     except PenstockError as error:

@@ -134,9 +134,11 @@ def answered(http: HttpRequest, members: dict[str, object]) -> HttpResponse:
     return HttpResponse(200, orjson.dumps(members), headers=request_id(http))
 
 
-def page(http: HttpRequest, query: dict[str, str], objects: Sequence[dict[str, object]], most: int) -> HttpResponse:
+def page(
+    http: HttpRequest, query: dict[str, str], objects: Sequence[dict[str, object]], most: int, usual: int | None = None
+) -> HttpResponse:
     """The part of a list that `after` and `limit` name. Raises: InvalidInput."""
-    text = query.get("limit", str(most))
+    text = query.get("limit", str(most if usual is None else usual))
     if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= most):
         raise _refused("limit", f"1 to {most}")
     rest = list(objects)
@@ -152,8 +154,13 @@ def page(http: HttpRequest, query: dict[str, str], objects: Sequence[dict[str, o
 
 def query_of(http: HttpRequest) -> dict[str, str]:
     """The parameters of the URL. Raises: InvalidInput."""
+    return dict(query_values(http))
+
+
+def query_values(http: HttpRequest) -> list[tuple[str, str]]:
+    """As `query_of`, where a name may come several times. Raises: InvalidInput."""
     try:
-        return dict(parse_qsl(http.query, keep_blank_values=True, max_num_fields=32))
+        return parse_qsl(http.query, keep_blank_values=True, max_num_fields=32)
     except ValueError as error:
         raise InvalidInput(f"the query cannot be read: {error}") from None
 

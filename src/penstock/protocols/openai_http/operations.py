@@ -30,6 +30,7 @@ _SAMPLING: Final[Mapping[str, object]] = {
     "stop": _TEXTS,
     "response_format": {"type": "object"},
 }
+_ENDPOINTS: Final = ("chat/completions", "completions", "embeddings", "responses")
 _BODIES: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]]] = {
     "chat/completions": (("messages",), {"messages": _MESSAGES, **_SAMPLING, "tools": {"type": "array"}}),
     "responses": (
@@ -65,7 +66,7 @@ _BODIES: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]]] = {
         ("input_file_id", "endpoint", "completion_window"),
         {
             "input_file_id": _TEXT,
-            "endpoint": {"type": "string", "enum": ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]},
+            "endpoint": {"type": "string", "enum": [f"/v1/{name}" for name in _ENDPOINTS]},
             "completion_window": {"type": "string", "enum": ["24h"]},
             "metadata": {"type": "object", "additionalProperties": _TEXT},
         },

@@ -1,42 +1,52 @@
-"""`POST /v1/responses`. Nothing is kept: each request holds its whole conversation (`store: false`)."""
+"""`POST /v1/responses`: answers as items, kept unless `store` is false; `stored_responses` is what can be done then."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import orjson
+
 from penstock.core.door import Door
-from penstock.core.errors import InvalidInput
+from penstock.core.errors import InvalidInput, NotFound, PenstockError
 from penstock.core.fields import Fields, shown
-from penstock.core.language import Ask, Format, Message, Tool, ToolCall
+from penstock.core.language import Ask, Event, Format, Message, Tool
 from penstock.core.language_calls import named_model
+from penstock.core.responses import Wish
 from penstock.protocols import HttpRequest, HttpResponse, HttpStream
 from penstock.protocols.openai_http import parameters
 from penstock.protocols.openai_http.answering import asked, gathered, head_of, pieces, read_fields, told
 from penstock.protocols.openai_http.chat import EFFORTS, OUR_EFFORTS
-from penstock.protocols.openai_http.conversation import MOST_TOOLS, choice_of, message, tool_of
+from penstock.protocols.openai_http.conversation import MOST_TOOLS, choice_of, tool_of
 from penstock.protocols.openai_http.failures import request_id
+from penstock.protocols.openai_http.response_items import (
+    LONGEST_ID,
+    Item,
+    gone_on_from,
+    items_of,
+    kept_items,
+    messages_of,
+)
 from penstock.protocols.openai_http.responses_wire import Response
+from penstock.protocols.openai_http.shapes import Head
 
-_MOST_ITEMS: Final = 1 << 14
-_MOST_PARTS: Final = 1 << 12
-_LONGEST_ID: Final = 1024
 _MOST_METADATA: Final = 16  # OpenAI's own, as the lengths of names and values
 _LONGEST_NAME, _LONGEST_VALUE = 64, 512
 
 KNOWN: Final = frozenset({
     "model", "input", "instructions", "tools", "tool_choice", "parallel_tool_calls", "text", "reasoning", "include",
     "max_output_tokens", "temperature", "top_p", "top_logprobs", "metadata", "stream", "stream_options", "user",
+    "store", "background", "previous_response_id",
     "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "no_repeat_ngram_size",
     "logit_bias", "min_tokens", "ignore_eos", "stop", "stop_token_ids", "priority",
 })  # fmt: skip
 
 # What would change the answer, or promise what is not kept; each with the values that ask for nothing.
 REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
-    "store": (False,), "previous_response_id": (), "conversation": (), "background": (False,),
-    "background_options": (), "truncation": ("disabled",), "prompt": (), "context_management": ([],), "image": (),
-    "access_programs": (),
+    "conversation": (), "background_options": (), "truncation": ("disabled",), "prompt": (),
+    "context_management": ([],), "image": (), "access_programs": (),
 }  # fmt: skip
 
 HARMLESS: Final = frozenset({"max_tool_calls"})  # of tools that run at OpenAI's, which are refused
@@ -51,36 +61,148 @@ async def create(http: HttpRequest, door: Door) -> HttpResponse | HttpStream:
     """An answer to a conversation, as items."""
     fields = read_fields(http)
     name, found = await named_model(fields, door)
-    wish = decode(fields)
+    wish = decode(fields, await _earlier(fields, http.caller, door), store=not http.priority)
     wish.ask.adapter = found.adapter
-    head = head_of("resp", name, found.model)
-    head = replace(head, id=head.id.replace("-", "_"))  # as all ids of this API are
+    head = response_head(head_of("resp", name, found.model))
+    headers = parameters.ignored_header(wish.ignored)
+    if wish.background:
+        return await _begin(http, door, wish, head, _body(fields), headers)
     events = asked(found.model, told(wish.ask, http, head))
     response = Response(head, wish.told, wish.ask.logprobs is not None)
-    headers = parameters.ignored_header(wish.ignored)
+    keep = _Keep(door, http.caller, head.id, orjson.dumps(wish.items)) if wish.store else None
     if wish.stream:
-        return HttpStream(pieces(events, response), response.encode_error, headers=request_id(http) + headers)
-    return await gathered(events, response, http, headers)
+        sent = pieces(events, response) if keep is None else _kept_pieces(events, response, keep)
+        return HttpStream(sent, response.encode_error, headers=request_id(http) + headers)
+    answer = await gathered(events, response, http, headers)
+    if keep is not None and answer.status == 200 and not await keep(response.status, response.whole()):
+        response.tell(store=False)
+        answer.body = response.whole()
+    return answer
+
+
+def response_head(head: Head) -> Head:
+    """The head with an id as all of this API are."""
+    return replace(head, id=head.id.replace("-", "_"))
+
+
+async def _earlier(fields: Fields, caller: str, door: Door) -> list[object]:
+    """The conversation of `previous_response_id`, its answer included. Raises: InvalidInput."""
+    id = fields.text("previous_response_id", LONGEST_ID)
+    if id is None:
+        return []
+    try:
+        found = await door.responses().find(caller, id)
+        items = orjson.loads(await door.responses().items(caller, id))
+    except NotFound:
+        raise _previous(f"Previous response with id '{id[:128]}' not found: another key's, deleted, too old, made with "
+                        "'store' false, or another server's; send the conversation as 'input' instead.",
+                        "previous_response_not_found") from None  # fmt: skip
+    if found.status not in ("completed", "incomplete"):
+        raise _previous(f"Invalid 'previous_response_id': the response is {found.status}; only one that has ended with "
+                        "an answer can be gone on from.", "invalid_value")  # fmt: skip
+    return gone_on_from(items, orjson.loads(found.document)["output"])
+
+
+def _previous(message: str, problem: str) -> InvalidInput:
+    return InvalidInput(message, parameter="previous_response_id", problem=problem)
 
 
 @dataclass(slots=True)
-class Wish:
-    """What is asked, how it is sent, and what of the request an answer repeats."""
+class _Keep:
+    """Keeps one answer. What cannot be kept is answered all the same, and says so in `store`."""
+
+    door: Door
+    caller: str
+    id: str
+    items: bytes
+
+    async def __call__(self, status: str, document: bytes) -> bool:
+        try:
+            return await self.door.responses().keep(self.caller, self.id, status, document, self.items)
+        except PenstockError:  # whoever keeps has logged it
+            return False
+
+
+async def _kept_pieces(events: AsyncGenerator[Event, None], response: Response, keep: _Keep) -> AsyncIterator[bytes]:
+    """The bytes of all events. The answer is kept before its last event goes out; one that is cut, as it is then."""
+    ended = False
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if piece := response.encode(event):
+                    yield piece
+        last = response.last_item()
+        ended = True
+        if not await keep(response.status, response.whole()):
+            response.tell(store=False)
+        yield last + response.last_event()
+    except PenstockError as error:
+        ended = True
+        if response.begun:
+            await keep("failed", response.cut("failed", error))
+        raise
+    finally:
+        if not ended and response.begun:  # its reader left
+            await keep("incomplete", response.cut("incomplete"))
+
+
+def _body(fields: Fields) -> bytes:
+    """The request as it is kept, without its conversation. Raises: InvalidInput."""
+    try:
+        return orjson.dumps({name: value for name, value in fields.everything().items() if name != "input"})
+    except TypeError as error:  # nested too deeply, or a number beyond 64 bits
+        raise fields.refused("background", f"a body that can be written again ({error})", "invalid_value") from None
+
+
+async def _begin(
+    http: HttpRequest, door: Door, wish: Wished, head: Head, body: bytes, headers: tuple[tuple[str, str], ...]
+) -> HttpResponse | HttpStream:
+    """What the caller gets of an answer for which nobody waits: where it stands, or its events as they come."""
+    response = Response(head, wish.told, wish.ask.logprobs is not None)
+    document = response.queued()[1]
+    order = Wish(head.id, document, orjson.dumps(wish.items), body, wish.stream)
+    await door.responses().begin(http.caller, order)
+    if wish.stream:
+        return HttpStream(followed(door, http.caller, head.id, 0), response.encode_error,
+                          headers=request_id(http) + headers)  # fmt: skip
+    return HttpResponse(200, document, headers=request_id(http) + headers)
+
+
+async def followed(door: Door, caller: str, id: str, after: int) -> AsyncIterator[bytes]:
+    """The kept events of an answer from number `after` on, until its last one."""
+    while True:
+        part = await door.responses().events(caller, id, after)
+        after += len(part.events)
+        if part.events:
+            yield b"".join(part.events)
+        if part.ended:
+            return
+
+
+@dataclass(slots=True)
+class Wished:
+    """What is asked, how it is sent, and what of the request an answer repeats. `items` is the whole conversation."""
 
     ask: Ask
     stream: bool
+    store: bool
+    background: bool
+    items: list[Item]
     told: dict[str, object] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
 
-def decode(fields: Fields) -> Wish:
-    """Raises: InvalidInput."""
+def decode(fields: Fields, earlier: list[object] | None = None, *, store: bool = True) -> Wished:
+    """`earlier` is the conversation that the input goes on from; `store` what counts when the request does not say.
+
+    Raises: InvalidInput.
+    """
     fields.take("model")
     ignored: list[str] = []
     for name, neutral in REFUSED.items():
         value = fields.take(name)
         if value is not None and not any(type(value) is type(one) and value == one for one in neutral):
-            raise fields.unsupported(name, f"{shown(value)} is not supported here: nothing is kept; leave it out")
+            raise fields.unsupported(name, f"{shown(value)} is not supported here; leave it out")
     for name in HARMLESS:
         fields.take(name)
     instructions = fields.text("instructions")
@@ -98,7 +220,8 @@ def decode(fields: Fields) -> Wish:
         else:
             raise fields.unsupported("include", f"{one!r}: there is no such thing here")
     stop, stop_ids = parameters.stops(fields)
-    found = _input(fields)
+    earlier, new = earlier or [], items_of(fields)
+    found = messages_of(earlier, new)
     ask = Ask(
         [Message("system", instructions), *found] if instructions else found,
         max_tokens=fields.integer("max_output_tokens", 1, parameters.MOST_TOKENS),
@@ -122,7 +245,12 @@ def decode(fields: Fields) -> Wish:
         if not stream:
             raise fields.refused("stream_options", "it only when 'stream' is true", "invalid_value")
         options.flag("include_obfuscation")
+    kept, background = fields.flag("store", store), fields.flag("background")
+    if background and not kept:
+        raise fields.refused("background", "it only when 'store' is true", "invalid_value")
     repeated: dict[str, object] = {
+        "store": kept, "background": background,
+        "previous_response_id": fields.text("previous_response_id", LONGEST_ID),
         "instructions": instructions, "max_output_tokens": ask.max_tokens, "metadata": _metadata(fields),
         "parallel_tool_calls": ask.parallel_tool_calls, "reasoning": {"effort": effort or None, "summary": None},
         "temperature": ask.sampling.temperature, "top_p": ask.sampling.top_p, "top_logprobs": logprobs or 0,
@@ -130,107 +258,8 @@ def decode(fields: Fields) -> Wish:
         "tool_choice": {"type": "function", "name": choice[1:]} if choice.startswith("=") else choice,
         "user": fields.text("user"),
     }  # fmt: skip
-    return Wish(ask, stream, repeated, ignored + parameters.check_rest(fields, KNOWN))
-
-
-# --- the conversation ---
-
-
-def _input(fields: Fields) -> list[Message]:
-    value = fields.take("input")
-    if value is None:
-        raise fields.missing("input")
-    if isinstance(value, str):
-        return [Message("user", value)]
-    if not isinstance(value, list):
-        raise fields.mistyped("input", value, "a string or an array")
-    found: list[Message] = []
-    called: set[str] = set()
-    for at, one in enumerate(fields.array("input", _MOST_ITEMS, least=1) or ()):
-        if not isinstance(one, dict):
-            raise fields.mistyped(f"input[{at}]", one, "an object")
-        item = Fields(one, fields.path(f"input[{at}]"))
-        kind = item.text("type", _LONGEST_ID) or "message"
-        if kind == "message":
-            item.one_of("role", ("user", "assistant", "system", "developer"))
-            _add(found, message(item))
-        elif kind == "function_call":
-            call = _call(item)
-            called.add(call.id)
-            _add(found, Message("assistant", None, tool_calls=(call,)))
-        elif kind == "function_call_output":
-            found.append(_output(item, called))
-        elif kind == "reasoning":
-            _add(found, Message("assistant", None, reasoning=_thoughts(item)))
-        else:
-            raise item.unsupported("type", f"items of type {kind!r:.80} are not supported here", "unsupported_value")
-    return [one for one in found if one.content is not None or one.tool_calls or one.reasoning]
-
-
-def _add(found: list[Message], new: Message) -> None:
-    """Thoughts, text and calls that follow each other are one message for chat templates."""
-    last = found[-1] if found else None
-    if (
-        last is None
-        or last.role != "assistant"
-        or new.role != "assistant"
-        or (last.tool_calls and not new.tool_calls)
-        or (last.content is not None and new.content is not None)
-    ):
-        found.append(new)
-    else:
-        found[-1] = Message(
-            "assistant", last.content if last.content is not None else new.content,
-            reasoning="\n\n".join(text for text in (last.reasoning, new.reasoning) if text),
-            tool_calls=last.tool_calls + new.tool_calls,
-        )  # fmt: skip
-
-
-def _call(item: Fields) -> ToolCall:
-    values = []
-    for member in ("call_id", "name", "arguments"):
-        value = item.text(member)
-        if value is None:
-            raise item.missing(member)
-        values.append(value)
-    return ToolCall(*values)
-
-
-def _output(item: Fields, called: set[str]) -> Message:
-    identity = item.text("call_id", _LONGEST_ID)
-    if identity is None:
-        raise item.missing("call_id")
-    if identity not in called:
-        raise item.refused("call_id", f"that of an earlier function_call, but got {identity!r:.80}", "invalid_value")
-    return Message("tool", _joined(item, "output", ("input_text", "output_text", "text")), tool_call_id=identity)
-
-
-def _thoughts(item: Fields) -> str:
-    """The reasoning itself; its summary where there is only that."""
-    return _joined(item, "content", ("reasoning_text",), "") or _joined(item, "summary", ("summary_text",), "")
-
-
-def _joined(item: Fields, name: str, kinds: tuple[str, ...], default: str | None = None) -> str:
-    value = item.take(name)
-    if isinstance(value, str):
-        return value
-    if value is None:
-        if default is None:
-            raise item.missing(name)
-        return default
-    texts = []
-    for at, one in enumerate(item.array(name, _MOST_PARTS) or ()):
-        if not isinstance(one, dict):
-            raise item.mistyped(f"{name}[{at}]", one, "an object")
-        part = Fields(one, item.path(f"{name}[{at}]"))
-        kind = part.text("type", _LONGEST_ID)
-        if kind not in kinds:
-            raise part.unsupported("type", f"only {', '.join(kinds)}, but got {kind!r:.80}", "unsupported_value")
-        text = part.text("text")
-        if text is None:
-            raise part.missing("text")
-        texts.append(text)
-    return "\n".join(texts)
+    items = kept_items([*earlier, *new]) if kept else []
+    return Wished(ask, stream, kept, background, items, repeated, ignored + parameters.check_rest(fields, KNOWN))
 
 
 # --- tools, reasoning, the output's form ---
@@ -242,7 +271,7 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], str]:
         if not isinstance(value, dict):
             raise fields.mistyped(f"tools[{at}]", value, "an object")
         entry = Fields(value, f"tools[{at}]")
-        kind = entry.text("type", _LONGEST_ID)
+        kind = entry.text("type", LONGEST_ID)
         if kind != "function":
             raise entry.unsupported("type", f"{kind!r:.80} runs at OpenAI's; only functions of the caller's are here")
         found.append(tool_of(entry))

@@ -6,19 +6,21 @@ sequence of items: reasoning, a message, calls of functions. A part of another i
 
 from __future__ import annotations
 
-import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import orjson
 
-from penstock.core.errors import Internal, PenstockError
+from penstock.core.errors import Internal, InvalidInput, PenstockError, QuotaExceeded
 from penstock.core.language import Began, Event, Finished, Reasoning, Text, TextToken, ToolCallPart, Usage
+from penstock.protocols.openai_http.answering import CLOCK
 from penstock.protocols.openai_http.failures import error_object
+from penstock.protocols.openai_http.response_items import new_id
 from penstock.protocols.openai_http.shapes import Head, chat_logprobs
 
 _dumps: Final = orjson.dumps
-_PREFIXES: Final = {"message": "msg", "function_call": "fc", "reasoning": "rs"}
+_CODES: Final = {QuotaExceeded: "rate_limit_exceeded", InvalidInput: "invalid_prompt"}
 
 
 @dataclass(slots=True)
@@ -32,7 +34,7 @@ class _Item:
     id: str = ""
 
     def __post_init__(self) -> None:
-        self.id = f"{_PREFIXES[self.kind]}_{uuid.uuid4().hex}"
+        self.id = new_id(self.kind)
 
 
 class Response:
@@ -49,6 +51,27 @@ class Response:
         self._calls: set[int] = set()  # that have begun
         self._finished: Finished | None = None
         self._usage: Usage | None = None
+        self._queued = False
+        self._completed: int | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether an event was sent, with the response's id."""
+        return self._begun
+
+    @property
+    def events(self) -> int:
+        """How many there were."""
+        return self._sequence
+
+    @property
+    def status(self) -> str:
+        """What it came to; only when all events are there."""
+        return self._status()
+
+    def tell(self, **members: object) -> None:
+        """Repeats other members than before."""
+        self._repeated.update(members)
 
     # --- events in ---
 
@@ -76,16 +99,50 @@ class Response:
 
     def end(self) -> bytes:
         """The end of the last item and of the response. Raises: Internal when the events ended before their time."""
+        return self.last_item() + self.last_event()
+
+    def last_item(self) -> bytes:
+        """The end of the last item. Raises: Internal when the events ended before their time."""
         if self._finished is None or self._usage is None:
             raise Internal("the answer ended before its end")
-        before = self._start() + self._close()
+        if self._status() == "completed":
+            self._completed = int(CLOCK())
+        return self._start() + self._close()
+
+    def last_event(self) -> bytes:
+        """The end of the response, after `last_item`."""
         name = "response.completed" if self._status() == "completed" else "response.incomplete"
-        return before + self._event(name, response=self._document(self._status()))
+        return self._event(name, response=self._document(self._status()))
 
     def body(self) -> bytes:
         """The object. Raises: Internal when the events ended before their time."""
         self.end()
+        return self.whole()
+
+    def whole(self) -> bytes:
+        """The object, after `last_item`."""
         return _dumps(self._document(self._status()))
+
+    def queued(self) -> tuple[bytes, bytes]:
+        """The first events of one that nobody waits for, and the object until it begins."""
+        self._queued = True
+        document = self._document("queued")
+        return (
+            self._event("response.created", response=document) + self._event("response.queued", response=document),
+            _dumps(document),
+        )
+
+    def started(self) -> tuple[bytes, bytes]:
+        """The event of its beginning, and the object from then on."""
+        return self._start(), _dumps(self._document("in_progress"))
+
+    def cut(self, status: str, error: PenstockError | None = None) -> bytes:
+        """The object of one that was not finished: what there was of its items."""
+        output = list(self._done)
+        if self._open is not None:
+            output.append(self._item(self._open, "incomplete"))
+        ended = {"output": output, "error": None if error is None else failure(error)}
+        return _dumps({**self._document(status), **ended})
 
     def encode_error(self, error: PenstockError) -> bytes:
         """The last event of a stream that failed. Older clients look at `error`, newer ones at the type."""
@@ -188,9 +245,8 @@ class Response:
             return b""
         self._begun = True
         document = self._document("in_progress")
-        return self._event("response.created", response=document) + self._event(
-            "response.in_progress", response=document
-        )
+        created = b"" if self._queued else self._event("response.created", response=document)
+        return created + self._event("response.in_progress", response=document)
 
     def _status(self) -> str:
         cut = self._finished is not None and self._finished.reason in ("length", "content_filter")
@@ -203,21 +259,32 @@ class Response:
             incomplete = {"reason": reason}
         return {
             "id": self._head.id, "object": "response", "created_at": self._head.created, "status": status,
-            "background": False, "error": None, "incomplete_details": incomplete, "model": self._head.model,
+            "background": False, "completed_at": self._completed if status == "completed" else None, "error": None,
+            "incomplete_details": incomplete, "model": self._head.model,
             "output": list(self._done), "previous_response_id": None, "store": False, "truncation": "disabled",
             "usage": None if self._usage is None else _usage_object(self._usage), **self._repeated,
         }  # fmt: skip
 
     def _event(self, kind: str, /, **members: object) -> bytes:
-        document = _dumps({"type": kind, "sequence_number": self._sequence, **members})
         self._sequence += 1
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), document)
+        return event_of(kind, self._sequence - 1, members)
+
+
+def event_of(kind: str, number: int, members: Mapping[str, object]) -> bytes:
+    """One event of a stream."""
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _dumps({"type": kind, "sequence_number": number, **members}))
+
+
+def failure(error: PenstockError) -> dict[str, object]:
+    """`error` of a response that failed; clients know a closed set of codes."""
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "server_error")
+    return {"code": code, "message": error.message}
 
 
 def _usage_object(usage: Usage) -> dict[str, object]:
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": max(usage.cached_tokens, 0), "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,

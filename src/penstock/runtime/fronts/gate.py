@@ -11,9 +11,9 @@ import msgspec
 
 from penstock.core.errors import Internal, PenstockError, Unsupported
 from penstock.core.messages import Request, Response, Timings
+from penstock.core.responses import Wish
 from penstock.runtime.engine import Engine
-from penstock.runtime.fronts import wire
-from penstock.runtime.fronts.remote_batches import RESULTS
+from penstock.runtime.fronts import remote_batches, remote_responses, wire
 from penstock.runtime.version import LoadedVersion
 from penstock.runtime.workers import frame
 
@@ -23,6 +23,7 @@ log = logging.getLogger("penstock.fronts")
 _TELL_S = 0.25
 
 _METHODS = frozenset({"statistics", "index", "metrics", "load", "unload", "trace_settings", "log_settings"})
+_KEPT = {**remote_batches.RESULTS, **remote_responses.RESULTS}
 
 
 class Gate(wire.Link[wire.ToEngine]):
@@ -162,14 +163,21 @@ class Gate(wire.Link[wire.ToEngine]):
 
     async def _call(self, message: wire.Call) -> None:
         try:
-            owner, _, name = message.method.rpartition(".")
-            if message.method not in _METHODS and message.method not in RESULTS:
-                raise Unsupported(f"no method {message.method!r}")
-            asked = self._engine.batches() if owner == "batches" else self._engine
-            value: Any = await getattr(asked, name)(*message.arguments)
+            value = await self._method(message.method)(*message.arguments)
             self.send(wire.Reply(message.id, msgspec.Raw(msgspec.msgpack.encode(value))))
         except PenstockError as error:
             self._fail(message.id, error)
+
+    def _method(self, method: str) -> Any:
+        """What a front may call. Raises: Unsupported."""
+        if method in _METHODS:
+            return getattr(self._engine, method)
+        if method not in _KEPT:
+            raise Unsupported(f"no method {method!r}")
+        owner, _, name = method.partition(".")
+        if method == "responses.begin":  # the wish comes as what it is made of
+            return lambda caller, wish: self._engine.responses().begin(caller, msgspec.convert(wish, Wish))
+        return getattr(self._engine.batches() if owner == "batches" else self._engine.responses(), name)
 
     def _fail(self, id: int, error: BaseException) -> None:
         if not isinstance(error, PenstockError):

@@ -13,10 +13,12 @@ from penstock.core.door import ModelDescription, Statistics, VersionStatus
 from penstock.core.errors import Internal, NotFound, NotReady, PenstockError, WorkerLost, rebuild
 from penstock.core.language import LanguageModel
 from penstock.core.messages import Parameter, Request, Response
+from penstock.core.responses import Responses
 from penstock.core.servable import Signature
-from penstock.runtime.fronts import wire
+from penstock.runtime.fronts import remote_batches, remote_responses, wire
 from penstock.runtime.fronts.copies import Copies, Copy
-from penstock.runtime.fronts.remote_batches import RESULTS, RemoteBatches
+from penstock.runtime.fronts.remote_batches import RemoteBatches
+from penstock.runtime.fronts.remote_responses import RemoteResponses
 from penstock.runtime.inference import Inference
 from penstock.runtime.language.session import Sessions
 from penstock.runtime.workers import frame
@@ -29,7 +31,8 @@ _RESULTS: dict[str, Any] = {
     "unload": None,
     "trace_settings": dict[str, Any],
     "log_settings": dict[str, Any],
-    **RESULTS,
+    **remote_batches.RESULTS,
+    **remote_responses.RESULTS,
 }
 
 
@@ -47,6 +50,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         self._inference = Inference()
         self._sessions = Sessions(self, lambda spoken: self.send(wire.Observation(spoken)))
         self._batches = RemoteBatches(self._call)
+        self._responses = RemoteResponses(self._call)
         self._next_id = 0
         self._change: asyncio.Future[None] = self._loop.create_future()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -206,6 +210,10 @@ class RemoteEngine(wire.Link[wire.ToFront]):
     def batches(self) -> Batches:
         """See `core.door.Door.batches`."""
         return self._batches
+
+    def responses(self) -> Responses:
+        """See `core.door.Door.responses`."""
+        return self._responses
 
     def live(self) -> bool:
         """While the engine's process lives."""

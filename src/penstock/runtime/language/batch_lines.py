@@ -21,6 +21,10 @@ class _Line(msgspec.Struct):
     body: msgspec.Raw
 
 
+class _Answered(msgspec.Struct):
+    custom_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """One request: the caller's own name of it, and its body."""
@@ -80,6 +84,11 @@ def written(id: str, line: Line, answer: LineAnswer) -> bytes:
     """The line of an output or error file for an answer."""
     response = {"status_code": answer.status, "request_id": answer.request_id, "body": msgspec.Raw(answer.body)}
     return _encode(id, line, response, None)
+
+
+def name_of(text: bytes) -> str:
+    """The custom_id of an answer's line. Raises: msgspec.DecodeError."""
+    return msgspec.json.decode(text, type=_Answered).custom_id
 
 
 def unanswered(id: str, line: Line, code: str, message: str) -> bytes:

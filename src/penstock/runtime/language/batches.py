@@ -2,32 +2,45 @@
 
 Each batch is a task of this process: it reads its file, answers line by line, at most `AT_ONCE` lines of all batches at
 a time, and writes two files. What ends it early (its caller, its window) ends the lines under way and keeps the answers
-until then. When the server stops, the batch is gone with all files; until then it says `in_progress`, never an end.
+until then. An answer counts once it is in the journal. On a shelf that outlives the process, a batch that was not
+finished goes on with the lines that the journal lacks; the ids of its files follow from its own, so that writing them
+again makes no second ones.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import msgspec
+
 from penstock.core.batches import WINDOW_S, Batch, Fault, LineAnswer, StoredFile
-from penstock.core.errors import AlreadyExists, NotFound, NotReady, Overloaded, PenstockError, QuotaExceeded
-from penstock.runtime.language.batch_lines import Line, read_lines, unanswered, written
+from penstock.core.errors import AlreadyExists, Internal, NotFound, NotReady, Overloaded, PenstockError, QuotaExceeded
+from penstock.runtime.language.batch_lines import Line, name_of, read_lines, unanswered, written
 from penstock.runtime.language.kept_files import KEEP_S, Bounds, KeptFiles
+from penstock.runtime.language.pauses import LONGEST_S, pauses
+from penstock.runtime.language.shelves import Journal, Shelf
 
 log = logging.getLogger("penstock.batches")
 
 AT_ONCE: Final = 16  # as many as engines commonly run together
-_LONGEST_PAUSE_S: Final = 30.0  # before a line is tried again
+_GOOD, _BAD = b"+", b"-"  # the first byte of a journal's line
 _ENDED: Final = frozenset({"completed", "failed", "expired", "cancelled"})
 
 # Answers one line: (endpoint, body, caller, deadline in monotonic seconds).
 Answer = Callable[[str, bytes, str, float], Awaitable[LineAnswer]]
+
+
+class _Head(msgspec.Struct):
+    """What the shelf keeps of a batch."""
+
+    owner: str
+    batch: Batch
 
 
 @dataclass(slots=True)
@@ -52,22 +65,51 @@ class BatchRunner:
     def __init__(
         self,
         answer: Answer,
+        files: KeptFiles,
+        shelf: Shelf,
+        journal: Journal,
+        clock: Callable[[], float],
         *,
-        clock: Callable[[], float] = time.time,
         window_s: float = WINDOW_S,
         bounds: Bounds | None = None,
     ) -> None:
         self._answer = answer
+        self._files = files
+        self._shelf = shelf
+        self._journal = journal
         self._clock = clock
         self._window_s = window_s
         self._bounds = bounds or Bounds()
-        self._files = KeptFiles(self._bounds, clock)
         self._jobs: dict[str, _Job] = {}
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._closed = False
 
+    async def restore(self) -> None:
+        """Takes up what the shelf holds; what is unfinished goes on with `resume`."""
+        for id, text in (await self._shelf.heads()).items():
+            try:
+                head = msgspec.json.decode(text, type=_Head)
+            except msgspec.DecodeError as error:  # of another release
+                log.error("batch_unreadable", extra={"batch": id, "reason": str(error)})
+                continue
+            self._jobs[id] = _Job(head.owner, head.batch, 0.0)
+            self._files.finish(head.batch.input_file)
+        self.forget_old()
+
+    async def resume(self) -> None:
+        """Goes on with the batches that were not finished when the process ended."""
+        for job in self._jobs.values():
+            if job.batch.status in _ENDED:
+                self._journal.discard(job.batch.id)
+            elif job.task is None:
+                try:
+                    self._files.hold(job.owner, job.batch.input_file)
+                except PenstockError as error:
+                    job.batch.faults.append(Fault("input_lost", f"the input file is gone: {error.message}"))
+                self._start(job)
+
     async def close(self) -> None:
-        """Ends all work, and returns when none is left."""
+        """Ends all work, and returns when none is left. On a shelf that lasts, it goes on at the next start."""
         self._closed = True
         tasks = [task for job in self._jobs.values() for task in (job.task, job.work) if task is not None]
         for task in tasks:
@@ -78,7 +120,7 @@ class BatchRunner:
 
     async def add_file(self, caller: str, name: str, content: bytes, keep_s: float | None = None) -> StoredFile:
         """See `core.batches.Batches`, also of the methods below."""
-        return self._files.add(caller, name, content, "batch", keep_s)
+        return await self._files.add(caller, name, content, "batch", keep_s)
 
     async def file(self, caller: str, id: str) -> StoredFile:
         return self._files.find(caller, id)
@@ -87,19 +129,19 @@ class BatchRunner:
         return self._files.of(caller)
 
     async def content(self, caller: str, id: str) -> bytes:
-        return self._files.content(caller, id)
+        return await self._files.content(caller, id)
 
     async def remove_file(self, caller: str, id: str) -> None:
         if self._files.held(caller, id):
             raise AlreadyExists(f"a batch works on the file {id}; cancel it first")
-        self._files.remove(caller, id)
+        await self._files.remove(caller, id)
 
     # --- batches ---
 
     async def create(self, caller: str, endpoint: str, input_file: str, metadata: Mapping[str, str]) -> Batch:
         if self._closed:
             raise NotReady("the server is stopping")
-        self._forget_old(caller)
+        self._make_room(caller)
         unfinished = [job for job in self._jobs.values() if job.batch.status not in _ENDED]
         if sum(job.owner == caller for job in unfinished) >= self._bounds.caller_unfinished:
             raise QuotaExceeded(
@@ -108,20 +150,25 @@ class BatchRunner:
             )  # fmt: skip
         if len(unfinished) >= self._bounds.all_unfinished:
             raise Overloaded(f"{len(unfinished)} batches are not finished; try again later", retry_after_s=60)
-        content = self._files.hold(caller, input_file)
+        self._files.hold(caller, input_file)
         now = int(self._clock())
         batch = Batch(f"batch_{uuid.uuid4().hex}", endpoint, input_file, now, int(now + self._window_s), dict(metadata))
-        loop = asyncio.get_running_loop()
-        job = self._jobs[batch.id] = _Job(caller, batch, loop.time() + self._window_s)
-        job.work = loop.create_task(self._work(job, content))
-        job.task = loop.create_task(self._run(job, job.work))
+        job = self._jobs[batch.id] = _Job(caller, batch, 0.0)
+        try:
+            await self._save(job)
+        except BaseException:
+            del self._jobs[batch.id]
+            self._files.release(input_file)
+            self._shelf.discard(batch.id)
+            raise
+        if not self._closed:
+            self._start(job)
         return _copy(batch)
 
     async def batch(self, caller: str, id: str) -> Batch:
         return _copy(self._find(caller, id).batch)
 
     async def listed(self, caller: str) -> list[Batch]:
-        self._forget_old(caller)
         return [_copy(job.batch) for job in reversed(self._jobs.values()) if job.owner == caller]
 
     async def cancel(self, caller: str, id: str) -> Batch:
@@ -130,52 +177,104 @@ class BatchRunner:
             raise AlreadyExists(f"the batch is {job.batch.status}; only one that works can be cancelled")
         if job.batch.status in ("validating", "in_progress"):
             self._reach(job, "cancelling")
+            await self._save(job)
             if job.work is not None:
                 job.work.cancel()
         return _copy(job.batch)
 
     def _find(self, caller: str, id: str) -> _Job:
-        self._forget_old(caller)
+        self.forget_old()
         job = self._jobs.get(id)
+        if job is None and self._shelf.damaged(id):
+            raise Internal(f"what was kept of {id} is damaged; the server's log says where")
         if job is None or job.owner != caller:
             raise NotFound(f"No such batch: {id[:128]}")
         return job
 
-    def _forget_old(self, caller: str) -> None:
-        """Ended batches go when they are old, or when a caller has too many: the oldest first."""
+    def forget_old(self) -> None:
+        """Ended batches and files that are too old go. Called now and then, and before each look."""
         now = self._clock()
-        ended = [(id, job) for id, job in self._jobs.items() if job.batch.status in _ENDED]
-        own = sum(job.owner == caller for _, job in ended)
-        for id, job in ended:
-            old = now - job.batch.created_at > KEEP_S + self._window_s
-            if old or (job.owner == caller and own > self._bounds.caller_batches):
-                own -= job.owner == caller
-                del self._jobs[id]
+        for id, job in list(self._jobs.items()):
+            if job.batch.status in _ENDED and now - job.batch.created_at > KEEP_S + self._window_s:
+                self._forget(id)
+        self._files.forget_old()
+
+    def _make_room(self, caller: str) -> None:
+        """The oldest ended batches of a caller who has too many go."""
+        self.forget_old()
+        ended = [id for id, job in self._jobs.items() if job.owner == caller and job.batch.status in _ENDED]
+        for id in ended[: max(0, len(ended) - self._bounds.caller_batches)]:
+            self._forget(id)
+
+    def _forget(self, id: str) -> None:
+        del self._jobs[id]
+        self._shelf.discard(id)
 
     # --- the work ---
 
-    async def _run(self, job: _Job, work: asyncio.Task[None]) -> None:
+    def _start(self, job: _Job) -> None:
+        loop = asyncio.get_running_loop()
+        job.ends = loop.time() + max(0.0, job.batch.expires_at - self._clock())
+        job.task = loop.create_task(self._run(job))
+
+    async def _run(self, job: _Job) -> None:
+        """From the reading of the file to the end. A process that ends leaves it as it is."""
+        loop = asyncio.get_running_loop()
+        failure: BaseException | None = None
+        expired = False
         try:
-            await asyncio.wait({work}, timeout=max(0.0, job.ends - asyncio.get_running_loop().time()))
-            expired = not work.done()
+            await self._read(job)
+            if not job.batch.faults and job.batch.status != "cancelling":
+                work = job.work = loop.create_task(self._work(job))
+                try:
+                    await asyncio.wait({work}, timeout=max(0.0, job.ends - loop.time()))
+                    expired = not work.done()
+                finally:
+                    work.cancel()
+                    await asyncio.wait({work})
+                failure = None if work.cancelled() else work.exception()
+        except Exception as error:  # outermost: its caller is told
+            failure = error
         finally:
-            work.cancel()
-            await asyncio.wait({work})
             self._files.release(job.batch.input_file)
-        self._end(job, None if work.cancelled() else work.exception(), expired)
+        await self._end(job, failure, expired)
         job.work = job.task = None
 
-    async def _work(self, job: _Job, content: bytes) -> None:
+    async def _read(self, job: _Job) -> None:
+        """Brings in the lines of the file, and the answers that the journal has."""
+        if job.batch.faults:
+            return
+        try:
+            content = await self._files.content(job.owner, job.batch.input_file)
+            answered = await self._journal.lines(job.batch.id)
+        except PenstockError as error:
+            job.batch.faults.append(Fault("server_error", error.message))
+            return
         lines, faults = await asyncio.to_thread(read_lines, content, job.batch.endpoint)
         job.batch.faults += faults
         if faults:
             return
         job.batch.total = len(lines)
-        job.left = lines[::-1]
-        self._reach(job, "in_progress")
+        job.batch.answered = job.batch.refused = 0
+        names = set()
+        for text in answered:
+            names.add(name_of(text[1:]))
+            self._count(job, text[1:] + b"\n", text.startswith(_GOOD))
+        job.left = [line for line in reversed(lines) if line.name not in names]
+        if job.batch.status == "validating":
+            self._reach(job, "in_progress")
+            await self._save(job)
+
+    async def _work(self, job: _Job) -> None:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(AT_ONCE, len(lines))):
+            for _ in range(min(AT_ONCE, len(job.left))):
                 group.create_task(self._take(job))
+
+    def _count(self, job: _Job, text: bytes, succeeded: bool) -> None:
+        (job.good if succeeded else job.bad).append(text)
+        job.batch.answered += succeeded
+        job.batch.refused += not succeeded
+        job.size_bytes += len(text)
 
     async def _take(self, job: _Job) -> None:
         while job.left and not job.batch.faults:
@@ -183,26 +282,29 @@ class BatchRunner:
             id = f"batch_req_{uuid.uuid4().hex}"
             job.running[id] = line
             answer = await self._ask(job, line)
-            del job.running[id]
             text = written(id, line, answer)
             succeeded = answer.status == 200
-            (job.good if succeeded else job.bad).append(text)
-            job.batch.answered += succeeded
-            job.batch.refused += not succeeded
-            job.size_bytes += len(text)
-            if job.size_bytes > self._bounds.caller_bytes // 2:
+            try:
+                await self._journal.append(job.batch.id, (_GOOD if succeeded else _BAD) + text.rstrip(b"\n"))
+            except PenstockError as error:
+                if not job.batch.faults:
+                    job.batch.faults.append(Fault("no_room", f"an answer could not be kept: {error.message}"))
+                return
+            del job.running[id]
+            self._count(job, text, succeeded)
+            if job.size_bytes > self._bounds.caller_bytes // 2 and not job.batch.faults:
                 job.batch.faults.append(Fault("output_too_large", "the answers take more room than one batch may have"))
 
     async def _ask(self, job: _Job, line: Line) -> LineAnswer:
-        for pause_s in _pauses():
+        for pause_s in pauses():
             async with self._at_once:
                 answer = await self._answer(job.batch.endpoint, line.body, job.owner, job.ends)
             if answer.again_s is None:
                 return answer
-            await asyncio.sleep(min(_LONGEST_PAUSE_S, max(pause_s, answer.again_s)))
+            await asyncio.sleep(min(LONGEST_S, max(pause_s, answer.again_s)))
         raise AssertionError("pauses do not end")
 
-    def _end(self, job: _Job, failure: BaseException | None, expired: bool) -> None:
+    async def _end(self, job: _Job, failure: BaseException | None, expired: bool) -> None:
         batch = job.batch
         if failure is not None:
             log.error("batch_failed", exc_info=failure, extra={"batch": batch.id})
@@ -216,31 +318,35 @@ class BatchRunner:
                 job.bad.append(unanswered(id, line, "batch_expired", "the batch's window passed before this request"))
             batch.refused = len(job.bad)
         try:
-            batch.output_file = self._write(job, job.good, "output")
-            batch.error_file = self._write(job, job.bad, "error")
+            batch.output_file = await self._write(job, job.good, "output")
+            batch.error_file = await self._write(job, job.bad, "error")
         except PenstockError as error:
             batch.faults.append(Fault("no_room", f"the answers could not be kept: {error.message}"))
             status = "failed"
         self._reach(job, status)
         job.left, job.running, job.good, job.bad = [], {}, [], []
+        for pause_s in pauses():
+            try:
+                await self._save(job)
+                break
+            except PenstockError as error:  # until then its end is known here only
+                log.error("batch_not_kept", extra={"batch": batch.id, "reason": error.message})
+                await asyncio.sleep(pause_s)
+        self._journal.discard(batch.id)
 
-    def _write(self, job: _Job, lines: list[bytes], kind: str) -> str | None:
+    async def _write(self, job: _Job, lines: list[bytes], kind: str) -> str | None:
         if not lines:
             return None
         name = f"{job.batch.id}_{kind}.jsonl"
-        return self._files.add(job.owner, name, b"".join(lines), "batch_output").id
+        id = f"file-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+        return (await self._files.add(job.owner, name, b"".join(lines), "batch_output", id=id)).id
+
+    async def _save(self, job: _Job) -> None:
+        await self._shelf.put(job.batch.id, msgspec.json.encode(_Head(job.owner, job.batch)), b"")
 
     def _reach(self, job: _Job, status: str) -> None:
         job.batch.status = status
         job.batch.reached[status] = int(self._clock())
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds before each further try: 0.1, 0.2, … up to the longest."""
-    pause_s = 0.1
-    while True:
-        yield pause_s
-        pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
 
 
 def _copy(batch: Batch) -> Batch:
