@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -34,9 +33,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--streams", default="1,16,64")
     given = parser.parse_args()
-    print(
-        json.dumps(measure(given.rounds, given.seconds, [int(count) for count in given.streams.split(",")]), indent=1)
-    )
+    measure(given.rounds, given.seconds, [int(count) for count in given.streams.split(",")])
 
 
 def measure(rounds: int, seconds: float, counts: list[int]) -> dict[str, object]:

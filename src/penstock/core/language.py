@@ -72,6 +72,9 @@ class Generation:
     priority: int = 0  # 0 is the default level, 1 the highest
     deadline: float = NO_DEADLINE  # monotonic seconds
     ask: bytes = b""  # of engines that speak of whole conversations (`EngineInfo.chats`): the Ask, as JSON
+    # Tokens that nobody looks at before the end: on their way, so many seconds of them may become one Delta, after the
+    # first. Not the engine's business.
+    gather_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +235,7 @@ class Ask:
     deadline: float = NO_DEADLINE
     caller: str = ""  # whose key it was; "" is nobody in particular
     trace: TraceContext | None = None
+    whole: bool = False  # nobody sees anything of the answer before its end, so its events may come late and joined
     # How each parameter is called in the caller's own protocol, for errors: {"sampling.logit_bias": "logit_bias"}.
     names: Mapping[str, str] = field(default_factory=dict)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from penstock.core.declare import Batch
 from penstock.core.messages import Parameter
 from penstock.core.tensor import Array, TensorSpec
 
 Tensors = Mapping[str, Array]
+
+PIECE: Final = "piece"
+"""The one output of a servable that pours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,33 @@ class StreamingServable(Protocol):
     def answer(
         self, inputs: Tensors, parameters: Mapping[str, Parameter]
     ) -> Iterator[Tensors] | AsyncIterator[Tensors]: ...
+
+
+class Outlet(Protocol):
+    """Where the pieces of one stream go. All that is put in one turn of the loop, by all streams of a worker, crosses
+    as one message. `on_room` is called when there may be room again."""
+
+    on_room: Callable[[], None]
+
+    def room(self) -> bool:
+        """Whether the reader keeps up. What is put nevertheless is kept for it: join pieces instead."""
+        ...
+
+    def put(self, piece: bytes, count: int) -> None:
+        """Sends a piece. `count` is what it counts for, 0 or more; who stands between may read it."""
+        ...
+
+
+@runtime_checkable
+class PouringServable(Protocol):
+    """A Servable whose streams have many small pieces: it puts bytes into an outlet instead of yielding tensors. Its
+    reader gets each as the tensor `PIECE`, UINT8. Of asyncio models only; cancelled when the client leaves."""
+
+    def pour(
+        self, inputs: Tensors, parameters: Mapping[str, Parameter], outlet: Outlet
+    ) -> Coroutine[object, object, None]:
+        """Returns when the last piece was put."""
+        ...
 
 
 @runtime_checkable

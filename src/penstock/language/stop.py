@@ -44,6 +44,11 @@ class StopStrings:
         return held
 
     @property
+    def any(self) -> bool:
+        """Whether there is a stop to be met."""
+        return bool(self._stops)
+
+    @property
     def holding(self) -> bool:
         """Whether something is held back."""
         return bool(self._held)

@@ -39,6 +39,7 @@ async def complete(http: HttpRequest, door: Door) -> HttpResponse | HttpStream:
     ask, shape, ignored = decode(fields)
     ask.adapter = found.adapter
     head = head_of("chatcmpl", name, found.model)
+    ask.whole = not shape.stream.stream
     events = asked(found.model, told(ask, http, head))
     headers = parameters.ignored_header(ignored)
     if shape.stream.stream:

@@ -40,6 +40,7 @@ async def complete(http: HttpRequest, door: Door) -> HttpResponse | HttpStream:
     prompts = read_prompts(fields)
     ask, shape, ignored = decode(fields, len(prompts))
     ask.adapter = found.adapter
+    ask.whole = not shape.stream.stream
     head = head_of("cmpl", name, found.model)
     told(ask, http, head)
     if not fields.flag("add_special_tokens", True):

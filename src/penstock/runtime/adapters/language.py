@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 
@@ -19,11 +19,12 @@ import numpy as np
 from penstock.core.errors import InvalidInput, LoadError, Unsupported
 from penstock.core.language import Delta, Generation
 from penstock.core.messages import Parameter
-from penstock.core.servable import LoadContext, Servable, Tensors
+from penstock.core.servable import LoadContext, Outlet, Servable, Tensors
 from penstock.language import files
-from penstock.runtime.engines import Engine, EngineContext
+from penstock.runtime.engines import Engine, EngineContext, Pouring
 from penstock.runtime.language import fit, wire
 from penstock.runtime.language.choice import choose
+from penstock.runtime.language.joining import Joiner
 
 _LORA = "lora."
 # What the server reads for itself: a template instead of the model's own, what may wait, who shares requests.
@@ -38,45 +39,26 @@ class LanguageServable:
         self._engine = engine
         self.signature = wire.signature(engine.info)
 
-    def answer(self, inputs: Tensors, parameters: Mapping[str, Parameter]) -> AsyncIterator[Tensors]:
-        """One item for each Delta. Closing it frees the sequence."""
-        if wire.GENERATION not in parameters:  # the warm-up
-            return self._answers(_TRIAL) if self._engine.info.generates else self._trial(inputs)
-        if not self._engine.info.generates:
+    async def pour(self, inputs: Tensors, parameters: Mapping[str, Parameter], outlet: Outlet) -> None:
+        """One piece for each Delta. Cancelling it frees the sequence."""
+        engine = self._engine
+        if wire.GENERATION not in parameters and not engine.info.generates:  # the warm-up
+            await self._predict(inputs, "")
+            outlet.put(wire.piece(Delta(finish_reason="stop")), 0)
+            return
+        if not engine.info.generates:
             raise Unsupported("this model does not generate text")
-        return self._answers(wire.asked(inputs, parameters))
-
-    async def _trial(self, inputs: Tensors) -> AsyncIterator[Tensors]:
-        yield await self._predict(inputs, "")
-
-    async def _answers(self, generation: Generation) -> AsyncIterator[Tensors]:
-        """Deltas that a slow reader has not asked for yet become one: it holds no engine back, and what waits for it
-        is no more than what was generated."""
-        waiting: list[Delta] = []
-        came = asyncio.Event()
-
-        async def pull() -> None:
-            async with aclosing(self._engine.generate(generation)) as deltas:  # type: ignore[type-var]
+        generation = wire.asked(inputs, parameters) if wire.GENERATION in parameters else _TRIAL
+        joiner = Joiner(outlet, generation.gather_s)
+        if isinstance(engine, Pouring):
+            await engine.pour(generation, joiner.put)
+        else:
+            async with aclosing(engine.generate(generation)) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
-                    waiting.append(delta)
-                    came.set()
-
-        pulling = asyncio.create_task(pull())
-        pulling.add_done_callback(lambda _: came.set())
-        try:
-            while True:
-                if waiting:
-                    delta = waiting.pop(0) if len(waiting) == 1 or waiting[0].event else joined(waiting)
-                    yield wire.answer(delta)
-                elif pulling.done():
-                    pulling.result()
-                    return
-                else:
-                    came.clear()
-                    await came.wait()
-        finally:
-            pulling.cancel()
-            await asyncio.gather(pulling, return_exceptions=True)
+                    joiner.put(delta)
+                    if delta.event:  # they cannot be joined, so this engine waits for its reader
+                        await joiner.room()
+        await joiner.end()
 
     def predict(self, inputs: Tensors, parameters: Mapping[str, Parameter]) -> Awaitable[Tensors]:
         """Embeddings or scores; without an operation, a trial of the real path: one token, or one vector."""
@@ -99,19 +81,6 @@ class LanguageServable:
     def close(self) -> None:
         """Ends the engine; the worker's own loop has ended by now."""
         asyncio.run(self._engine.close())
-
-
-def joined(waiting: list[Delta]) -> Delta:
-    """All that waits as one delta; the list is empty afterwards."""
-    first, last = waiting[0], waiting[-1]
-    whole = Delta(
-        tuple(token for delta in waiting for token in delta.token_ids),
-        tuple(found for delta in waiting for found in delta.logprobs),
-        first.prompt_logprobs, last.finish_reason, first.cached_tokens,
-        next((delta.load for delta in reversed(waiting) if delta.load is not None), None),
-    )  # fmt: skip
-    waiting.clear()
-    return whole
 
 
 class LanguageAdapter:

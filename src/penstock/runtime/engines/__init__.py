@@ -20,10 +20,10 @@ What an implementer owes:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation
 from penstock.core.messages import Parameter
@@ -69,6 +69,15 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Ends what runs and frees what it holds."""
+        ...
+
+
+@runtime_checkable
+class Pouring(Protocol):
+    """An engine that can hand out each Delta by a call, which costs it less than an iterator does."""
+
+    async def pour(self, generation: Generation, put: Callable[[Delta], None]) -> None:
+        """As `generate`, with every Delta given to `put`; returns after the last one. Cancelling it is `aclose`."""
         ...
 
 

@@ -39,6 +39,7 @@ from penstock.runtime.language.planning import Plan, Planner, check_end
 from penstock.runtime.language.reading import marks, reader
 from penstock.runtime.language.texts import Texts
 
+_GATHER_S = 0.1
 _MOST_TEXTS = 4096  # of one call for embeddings, scores or classes
 
 
@@ -138,6 +139,7 @@ class Session:
         generation = Generation(
             ask.id, plan.token_ids, plan.max_tokens, sampling, tuple({*ask.stop_token_ids, *own_ends}), plan.grammar,
             ask.logprobs, ask.prompt_logprobs if not choice else None, ask.adapter, ask.priority, plan.deadline,
+            gather_s=_GATHER_S if ask.whole else 0.0,
         )  # fmt: skip
         inputs, parameters = wire.ask(generation)
         if choice:

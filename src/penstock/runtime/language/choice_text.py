@@ -61,6 +61,22 @@ class ChoiceText:
 
     def feed(self, delta: Delta) -> list[Event]:
         """The events of one delta."""
+        if self._stops.any and len(delta.token_ids) > 1:
+            return self._feed_by_token(delta)
+        return self._feed(delta)
+
+    def _feed_by_token(self, delta: Delta) -> list[Event]:
+        """Tokens that come after the one with which a stop string is complete are no part of the answer."""
+        events: list[Event] = []
+        ids, logprobs = delta.token_ids, delta.logprobs
+        for at, token in enumerate(ids):
+            reason = delta.finish_reason if at + 1 == len(ids) else ""
+            events += self._feed(Delta((token,), logprobs[at : at + 1], finish_reason=reason))
+            if self.ended:
+                break
+        return events
+
+    def _feed(self, delta: Delta) -> list[Event]:
         ids = delta.token_ids
         self.tokens += len(ids)
         reason = delta.finish_reason

@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.core.errors import PenstockError
 from penstock.core.messages import Request, Response
-from penstock.core.servable import Signature
+from penstock.core.servable import PIECE, Signature
 from penstock.runtime.keys import KeyLimits
 from penstock.runtime.language.admission import Admission
 from penstock.runtime.language.quotas import Quotas
@@ -109,7 +109,7 @@ class Gates:
                     async for response in answers:
                         if not generated:
                             request.timings.submitted = entered  # the wait before the queue is waiting too
-                        generated += len(_output.decode(response.outputs["delta"].data).token_ids)
+                        generated += len(_output.decode(response.outputs[PIECE].data).token_ids)
                         admitted.generated = generated
                         yield response
         except PenstockError as error:

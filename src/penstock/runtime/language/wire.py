@@ -1,6 +1,6 @@
 """What crosses between the server and the worker that holds an engine, as tensors and parameters of a request.
 
-A generation is a stream: its token ids are the input, the rest of it is a parameter; each answer holds one Delta.
+A generation is a stream: its token ids are the input, the rest of it is a parameter; each piece is one Delta.
 An engine that speaks of whole conversations (`EngineInfo.chats`) gets the Ask in the Generation, and gives Events in
 Deltas, both as `core.language_json` writes them; texts to embed are UTF-8 bytes to it instead of token ids.
 Embeddings and scores are plain requests: the ids of all texts one after the other, and the length of each.
@@ -17,7 +17,7 @@ import numpy as np
 
 from penstock.core.language import KIND, Delta, EngineInfo, Generation
 from penstock.core.messages import NO_DEADLINE, Parameter
-from penstock.core.servable import Signature, Tensors
+from penstock.core.servable import PIECE, Signature, Tensors
 from penstock.core.tensor import Array, TensorSpec
 
 GENERATION = "generation"
@@ -70,14 +70,14 @@ def _finite(deadline: float) -> float:
     return 0.0 if deadline == NO_DEADLINE else deadline  # JSON knows no infinity
 
 
-def answer(delta: Delta) -> Tensors:
-    """The outputs that carry a delta."""
-    return {"delta": np.frombuffer(_pack.encode(delta), np.uint8)}
+def piece(delta: Delta) -> bytes:
+    """What carries a delta."""
+    return _pack.encode(delta)
 
 
 def answered(outputs: Tensors) -> Delta:
-    """The delta in outputs that `answer` made."""
-    return _delta.decode(outputs["delta"].data)
+    """The delta in the outputs that `piece` became."""
+    return _delta.decode(outputs[PIECE].data)
 
 
 def lists(operation: Operation, batch: Sequence[Sequence[int]]) -> tuple[dict[str, Array], dict[str, Parameter]]:

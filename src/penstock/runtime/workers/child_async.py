@@ -9,11 +9,12 @@ import time
 from collections.abc import AsyncGenerator
 
 from penstock.core.errors import Cancelled, DeadlineExceeded
-from penstock.core.servable import Servable, StreamingServable, Tensors
+from penstock.core.servable import PouringServable, Servable, StreamingServable, Tensors
 from penstock.runtime.workers import answers, frame
 from penstock.runtime.workers.calling import Calling
 from penstock.runtime.workers.channel import Channel, Received
 from penstock.runtime.workers.child import Flow, failed
+from penstock.runtime.workers.outlet import Outlet, Sluice
 from penstock.runtime.workers.pulse import Pulse
 from penstock.runtime.workers.window import window_of
 
@@ -31,6 +32,8 @@ class Server:
         self._pulse = pulse
         self._servable = servable
         self._window = window_of(servable.signature)
+        self._sluice = Sluice(channel)
+        self._outlets: dict[int, Outlet] = {}
         self._jobs: dict[int, tuple[asyncio.Task[None], AsyncFlow]] = {}
         self._closing = asyncio.Event()
 
@@ -61,6 +64,10 @@ class Server:
             task = asyncio.get_running_loop().create_task(self._work(message, received, flow))
             self._jobs[message.id] = task, flow
         elif isinstance(message, frame.Credit):
+            outlet = self._outlets.get(message.id)
+            if outlet is not None:
+                outlet.credit(message.taken)
+                return
             job = self._jobs.get(message.id)
             if job is not None:
                 job[1].taken = max(job[1].taken, message.taken)
@@ -95,7 +102,9 @@ class Server:
             limit = asyncio.timeout(left_s if left_s != float("inf") else None)
             try:
                 async with limit:
-                    if run.stream:
+                    if run.stream and isinstance(self._servable, PouringServable):
+                        await self._pour(run, self._servable, received.slot, inputs)
+                    elif run.stream:
                         await self._answer(run, received.slot, inputs, flow)
                     else:
                         await self._predict(run, received.slot, inputs)
@@ -108,6 +117,7 @@ class Server:
                 error = Cancelled("the caller left")
             # The front may be gone by now; the reader sees to that.
             with contextlib.suppress(OSError):
+                self._sluice.flush()
                 self._channel.send(failed(run.id, error), received.slot)
         finally:
             self._jobs.pop(run.id, None)
@@ -121,6 +131,16 @@ class Server:
         left = time.monotonic()
         payload = frame.pack((outputs,))
         self._channel.send(frame.Result(run.id, payload.heads, entered, left), slot, payload)
+
+    async def _pour(self, run: frame.Run, servable: PouringServable, slot: int, inputs: Tensors) -> None:
+        outlet = self._outlets[run.id] = Outlet(run.id, self._sluice, self._window)
+        try:
+            await servable.pour(inputs, run.parameters, outlet)
+        finally:
+            outlet.close()
+            del self._outlets[run.id]
+        self._sluice.flush()
+        self._channel.send(frame.End(run.id), slot)
 
     async def _answer(self, run: frame.Run, slot: int, inputs: Tensors, flow: AsyncFlow) -> None:
         items = self._items(run, inputs)

@@ -34,6 +34,8 @@ PAYLOAD_IN_AREA, HEADER_IN_AREA = 1, 2
 Chunk = bytes | Array
 Buffer = bytes | memoryview
 
+MORE = -1  # in the place of a piece's count
+
 _ZEROS = bytes(ALIGN)
 _FIXED: dict[str, np.dtype[np.generic]] = {dtype.str: dtype for dtype in NUMPY_OF.values() if dtype.kind != "O"}
 _BYTES = "BYTES"
@@ -142,7 +144,14 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=21):
     retry_after_s: float | None = None
 
 
-Message = Load | Run | Credit | Cancel | Close | Loaded | LoadFailed | Result | Item | End | Failed
+class Pieces(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """To the front: what streams that pour have put out since the last one. Each entry has the stream, what the piece
+    counts for (`MORE`: it goes on in the stream's next entry), and its bytes."""
+
+    entries: list[tuple[int, int, bytes]]
+
+
+Message = Load | Run | Credit | Cancel | Close | Loaded | LoadFailed | Result | Item | End | Failed | Pieces
 
 
 @dataclass(slots=True)

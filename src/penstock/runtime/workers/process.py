@@ -70,6 +70,7 @@ class WorkerProcess:
         self._slots: list[int] = []
         self._ids = 0
         self._credit_every = WINDOW // 2
+        self._pours = False  # its streams come in one message each time, so that another one is seldom there already
         self._exit_callbacks: list[Callable[[], None]] = []
         self._free_callbacks: list[Callable[[], None]] = []
         self._errors_logged = Allowance(per_s=5.0, burst=20.0)
@@ -281,11 +282,19 @@ class WorkerProcess:
     # Receiving
 
     def _more_may_come(self) -> bool:
+        if self._pours:
+            return False
         return len(self._held) > 1 or any(held.inbox is not None for held in self._held.values())
 
     def _take(self, received: Received) -> None:
         message = received.message
-        if isinstance(message, frame.Result):
+        if isinstance(message, frame.Pieces):
+            self._pours = True
+            for number, count, piece in message.entries:
+                held = self._held.get(number)
+                if held is not None and held.inbox is not None and not held.inbox.ended:
+                    held.inbox.pour(count, piece)
+        elif isinstance(message, frame.Result):
             self._result(message, received)
         elif isinstance(message, frame.Item):
             held = self._held.get(message.id)

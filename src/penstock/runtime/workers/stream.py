@@ -6,8 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
+import numpy as np
+
 from penstock.core.errors import PenstockError, WorkerLost
-from penstock.core.servable import Tensors
+from penstock.core.servable import PIECE, Tensors
+from penstock.runtime.workers import frame
 
 
 class Inbox:
@@ -19,13 +22,24 @@ class Inbox:
         self.lost: Callable[[WorkerLost], None] = _nothing
         self._took = took
         self._abandon = abandon
-        self._items: deque[Tensors] = deque()
+        self._items: deque[Tensors | bytes] = deque()
+        self._begun = b""  # of a piece that came in several entries
         self._error: PenstockError | None = None
         self._taken = 0
         self._waiter: asyncio.Future[None] | None = None
 
     def feed(self, item: Tensors) -> None:
         self._items.append(item)
+        self._wake()
+
+    def pour(self, count: int, piece: bytes) -> None:
+        """Takes one entry of a `frame.Pieces`."""
+        if count == frame.MORE:
+            self._begun += piece
+            return
+        if self._begun:
+            piece, self._begun = self._begun + piece, b""
+        self._items.append(piece)
         self._wake()
 
     def finish(self, error: PenstockError | None) -> None:
@@ -50,7 +64,7 @@ class Inbox:
         self._taken += 1
         if not self.ended:
             self._took(self._taken)
-        return item
+        return {PIECE: np.frombuffer(item, np.uint8)} if isinstance(item, bytes) else item
 
     def expire(self, error: PenstockError) -> None:
         """The stream ends here, whether or not its reader asks for more: items not yet taken are forgotten, the worker

@@ -8,9 +8,9 @@ from penstock.core.language import KIND
 from penstock.core.servable import Signature
 
 WINDOW: Final = 4  # items that may be under way to a reader who has not taken them
-# Of tokens: they are small, their engine is not held back by a reader anyway, and telling the worker of every second
-# one costs more than sending it (bench/llm/overhead.py).
-_LANGUAGE_WINDOW: Final = 16
+# Of tokens: they are small, their engine is not held back by a reader anyway, and each time that the worker is told
+# costs two processes as much as a token does (bench/llm/overhead.py).
+_LANGUAGE_WINDOW: Final = 64
 
 
 def window_of(signature: Signature) -> int:

@@ -8,12 +8,13 @@ Options: `chunk_tokens` (of prompts, in one step), `kv_cache` (precision: "f16",
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,10 @@ _BLOCK = 32  # tokens of a block of KV cache on CPUs
 _MAX_RUNNING = 64
 _KV_BYTES = {"f16": 2, "f32": 4, "u8": 1}  # of one number
 _KV_SHARE, _MOST_KV_BYTES = 0.25, 4 << 30  # of free memory, when nobody says how much
-_TURNS = 3  # of the loop between two steps: a Delta passes through the generator, the servable and the channel
+# Turns of the loop between two steps: what was put is sent and what came is read in the first, a task that was begun or
+# cancelled by it runs in the second, before the third.
+_TURNS = 3
+_MOMENT_S, _MOST_MOMENTS = 0.0005, 4  # an idle engine waits for so long whether more requests come
 _LOAD_EVERY_S = 0.25
 # A step computes at most so many tokens of prompts: half a second of work at 200 GFLOP/s a thread (int8, AVX-512 VNNI).
 _CHUNK_FLOPS = 100e9
@@ -42,24 +46,26 @@ _LEAST_CHUNK, _MOST_CHUNK = 64, 512
 
 
 class _Stream:
-    """What one sequence has got and nobody has taken yet."""
+    """One sequence, and where its deltas go. `done` is settled after the last one."""
 
-    def __init__(self, generation: Generation, handle: Any) -> None:
+    def __init__(self, generation: Generation, handle: Any, put: Callable[[Delta], None]) -> None:
         self.generation = generation
         self.handle = handle
-        self.deltas: list[Delta] = []
-        self.error: Exception | None = None
-        self.arrived = asyncio.Event()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended = False
+        self._put = put
 
     def put(self, delta: Delta) -> None:
-        self.deltas.append(delta)
-        self.ended = bool(delta.finish_reason)
-        self.arrived.set()
+        self._put(delta)
+        if delta.finish_reason:
+            self.ended = True
+            if not self.done.done():
+                self.done.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        self.error, self.ended = error, True
-        self.arrived.set()
+        self.ended = True
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 class OpenVinoEngine:
@@ -80,7 +86,31 @@ class OpenVinoEngine:
         self.info = info
 
     async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
-        """Tokens as they come. Raises: InvalidInput, TooLarge, Overloaded."""
+        """Tokens as they come. Raises: as `pour`."""
+        waiting: collections.deque[Delta] = collections.deque()
+        came = asyncio.Event()
+
+        def put(delta: Delta) -> None:
+            waiting.append(delta)
+            came.set()
+
+        pouring = asyncio.create_task(self.pour(generation, put))
+        pouring.add_done_callback(lambda _: came.set())
+        try:
+            while True:
+                while waiting:
+                    yield waiting.popleft()
+                if pouring.done():
+                    pouring.result()
+                    return
+                came.clear()
+                await came.wait()
+        finally:
+            pouring.cancel()
+            await asyncio.gather(pouring, return_exceptions=True)
+
+    async def pour(self, generation: Generation, put: Callable[[Delta], None]) -> None:
+        """See `engines.Pouring`. Raises: InvalidInput, TooLarge, Overloaded."""
         import numpy as np
         import openvino
 
@@ -97,20 +127,11 @@ class OpenVinoEngine:
         self._count += 1
         number = self._count
         ids = openvino.Tensor(np.array([generation.token_ids], np.int64))
-        stream = _Stream(generation, self._pipeline.add_request(number, ids, config))
+        stream = _Stream(generation, self._pipeline.add_request(number, ids, config), put)
         self._streams[number] = stream
         self._step_on()
         try:
-            while True:
-                await stream.arrived.wait()
-                stream.arrived.clear()
-                taken, stream.deltas = stream.deltas, []
-                for delta in taken:
-                    yield delta
-                if stream.ended and not stream.deltas:
-                    if stream.error is not None:
-                        raise stream.error
-                    return
+            await stream.done
         finally:
             del self._streams[number]
             if not stream.ended:
@@ -146,6 +167,7 @@ class OpenVinoEngine:
 
     async def _steps(self) -> None:
         try:
+            await self._gather()
             while self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
                 self._hand_out()
@@ -155,6 +177,14 @@ class OpenVinoEngine:
         except Exception as error:  # the pipeline's state is unknown: the worker is replaced
             print(f"openvino: a step failed, the worker ends: {error}", file=sys.stderr, flush=True)
             os._exit(70)
+
+    async def _gather(self) -> None:
+        """Requests that come together begin with one step: alone, the first would keep the others waiting for its."""
+        for _ in range(_MOST_MOMENTS):
+            count = self._count
+            await asyncio.sleep(_MOMENT_S)
+            if count == self._count:
+                return
 
     def _hand_out(self) -> None:
         now = time.monotonic()

@@ -1,0 +1,142 @@
+"""Deltas on their way out of a worker: what may be joined is, nothing is lost, and the end comes last."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from penstock.core.language import Delta, EngineLoad, TokenLogprob
+from penstock.runtime.language.joining import Joiner
+from penstock.runtime.workers import frame
+from penstock.runtime.workers.outlet import Outlet, Sluice
+from penstock.runtime.workers.stream import Inbox, Stream
+
+
+class Reader:
+    """An outlet that keeps what was put, with room for so many pieces."""
+
+    def __init__(self, room: int) -> None:
+        self.on_room: Callable[[], None] = lambda: None
+        self.left = room
+        self.deltas: list[Delta] = []
+        self.counts: list[int] = []
+
+    def room(self) -> bool:
+        return self.left > 0
+
+    def put(self, piece: bytes, count: int) -> None:
+        self.left -= 1
+        self.deltas.append(msgspec.msgpack.decode(piece, type=Delta))
+        self.counts.append(count)
+
+    def take(self, count: int) -> None:
+        self.left += count
+        self.on_room()
+
+
+def test_a_reader_that_keeps_up_gets_each_delta() -> None:
+    reader = Reader(10)
+    joiner = Joiner(reader)
+    sent = [Delta((token,)) for token in range(3)] + [Delta((3,), finish_reason="stop")]
+    for delta in sent:
+        joiner.put(delta)
+    assert reader.deltas == sent
+    assert reader.counts == [1, 1, 1, 1]
+
+
+async def test_what_a_slow_reader_has_no_room_for_becomes_one_delta() -> None:
+    reader = Reader(1)
+    joiner = Joiner(reader)
+    joiner.put(Delta((0,), cached_tokens=7))
+    load = EngineLoad(3)
+    for token in range(1, 5):
+        joiner.put(Delta((token,), (TokenLogprob(token, -1.0),), load=load if token == 2 else None))
+    joiner.put(Delta((5,), (TokenLogprob(5, -1.0),), finish_reason="length"))
+    ending = asyncio.create_task(joiner.end())
+    await asyncio.sleep(0)
+    assert len(reader.deltas) == 1 and not ending.done()
+    reader.take(1)
+    await asyncio.wait_for(ending, 5)
+    joined = reader.deltas[1]
+    assert joined.token_ids == (1, 2, 3, 4, 5)
+    assert [found.token_id for found in joined.logprobs] == [1, 2, 3, 4, 5]
+    assert (joined.finish_reason, joined.load, reader.counts) == ("length", load, [1, 5])
+
+
+async def test_gathered_tokens_go_out_at_once_first_then_by_number_or_time_and_at_the_end() -> None:
+    reader = Reader(100)
+    joiner = Joiner(reader, gather_s=60.0)
+    for token in range(20):
+        joiner.put(Delta((token,)))
+    joiner.put(Delta((20,), finish_reason="stop"))
+    await asyncio.wait_for(joiner.end(), 5)
+    assert [delta.token_ids for delta in reader.deltas] == [(0,), tuple(range(1, 17)), tuple(range(17, 21))]
+    assert [delta.finish_reason for delta in reader.deltas] == ["", "", "stop"]
+
+
+async def test_events_are_never_joined_and_their_engine_waits() -> None:
+    reader = Reader(1)
+    joiner = Joiner(reader)
+    for event in (b"a", b"b", b"c"):
+        joiner.put(Delta(event=event))
+    waiting = asyncio.create_task(joiner.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    reader.take(1)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    reader.take(2)
+    await asyncio.wait_for(waiting, 5)
+    assert [delta.event for delta in reader.deltas] == [b"a", b"b", b"c"]
+
+
+class Wire:
+    """Stands where a channel would: what was sent, as it would be read."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+
+    def send(self, message: frame.Message) -> None:
+        self.messages.append(frame.encode(message))
+
+    def read(self, inboxes: dict[int, Inbox]) -> None:
+        for message in map(frame.decode, self.messages):
+            assert isinstance(message, frame.Pieces)
+            for number, count, piece in message.entries:
+                inboxes[number].pour(count, piece)
+
+
+@pytest.mark.parametrize("sizes", [[0, 1, 100], [8192, 8193, 5], [100_000, 3, 40_000], [12_000] * 5])
+async def test_pieces_of_any_size_come_whole_and_in_order_in_messages_that_fit_a_socket(sizes: list[int]) -> None:
+    wire = Wire()
+    sluice = Sluice(wire)  # type: ignore[arg-type]
+    pieces = {number: [bytes([number]) * size for size in sizes] for number in (1, 2)}
+    for at in range(len(sizes)):
+        for number, each in pieces.items():
+            Outlet(number, sluice, 4).put(each[at], at)
+    sluice.flush()
+    assert all(len(message) < 16 << 10 for message in wire.messages)
+    inboxes = {number: Inbox(lambda taken: None, lambda left: None) for number in pieces}
+    wire.read(inboxes)
+    for number, each in pieces.items():
+        inboxes[number].finish(None)
+        assert [item["piece"].tobytes() async for item in Stream(inboxes[number])] == each
+
+
+async def test_pieces_of_one_turn_of_the_loop_are_one_message() -> None:
+    wire = Wire()
+    sluice = Sluice(wire)  # type: ignore[arg-type]
+    outlets = [Outlet(number, sluice, 4) for number in range(16)]
+    for outlet in outlets:
+        outlet.put(b"x" * 90, 1)
+    assert wire.messages == []
+    await asyncio.sleep(0)
+    assert len(wire.messages) == 1
+    for _ in range(3):
+        outlets[0].put(b"x", 1)
+    assert not outlets[0].room() and outlets[1].room()
+    outlets[0].credit(2)
+    assert outlets[0].room()
