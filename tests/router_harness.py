@@ -118,6 +118,16 @@ async def echo(request: Request, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(request.body), request.body))
 
 
+def echoes_after(go: asyncio.Event) -> Script:
+    """A script that answers with the request's body, once `go` is set."""
+
+    async def later(request: Request, writer: asyncio.StreamWriter) -> None:
+        await go.wait()
+        await echo(request, writer)
+
+    return later
+
+
 async def silent(request: Request, writer: asyncio.StreamWriter) -> None:
     """A script that says nothing until the router is gone."""
     await request.reader.read()

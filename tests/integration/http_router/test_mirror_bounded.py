@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from router_harness import Replica, Request, echo, post, replicas, rig, until
+from router_harness import Replica, echo, echoes_after, post, replicas, rig, until
 
 from penstock.fleet.evidence.comparison import read
 from penstock.fleet.router.balancer import MOST_COPIES
@@ -15,12 +15,7 @@ from penstock.fleet.spec import Shadow
 
 async def test_copies_for_a_shadow_that_hangs_are_bounded_and_counted() -> None:
     go = asyncio.Event()
-
-    async def hangs(request: Request, writer: asyncio.StreamWriter) -> None:
-        await go.wait()
-        await echo(request, writer)
-
-    async with replicas(Replica(echo, "a"), Replica(hangs, "b")) as (live, shadow), rig() as router:
+    async with replicas(Replica(echo, "a"), Replica(echoes_after(go), "b")) as (live, shadow), rig() as router:
         mirror = router.hooks.mirror = Mirror()
         arms = (Arm(1, 1.0, (live.upstream,)), Arm(2, 0.0, (shadow.upstream,)))
         router.follow(Endpoint("fraud", arms, 1, experiment=7, shadow=Shadow(2)))

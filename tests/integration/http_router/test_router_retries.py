@@ -15,6 +15,7 @@ from router_harness import (
     chunked,
     dies,
     echo,
+    echoes_after,
     endpoint,
     post,
     replicas,
@@ -258,12 +259,7 @@ async def test_a_replica_never_gets_more_than_its_limit() -> None:
 
 async def test_a_replica_out_of_the_table_ends_what_it_has() -> None:
     go = asyncio.Event()
-
-    async def later(request: Request, writer: asyncio.StreamWriter) -> None:
-        await go.wait()
-        await echo(request, writer)
-
-    async with replicas(Replica(later, "a"), Replica(echo, "b")) as (one, two), rig() as router:
+    async with replicas(Replica(echoes_after(go), "a"), Replica(echo, "b")) as (one, two), rig() as router:
         router.follow(endpoint(one))
         caller = await router.caller()
         caller.send(post(b"abc"))
