@@ -111,6 +111,17 @@ def test_logprobs(client: openai.OpenAI, model: str) -> None:
         assert len(one.top_logprobs) == 3 and one.top_logprobs[0].logprob == pytest.approx(one.logprob, abs=1e-3)
 
 
+def test_logprobs_reach_to_where_a_stop_cuts(client: openai.OpenAI, model: str) -> None:
+    """A token that the stop string begins in the middle of is told, since its beginning is shown."""
+    tokens = [one.token for one in chat(client, model, logprobs=True, max_tokens=20).choices[0].logprobs.content]
+    text = "".join(tokens)
+    begins = [len("".join(tokens[:at])) for at in range(len(tokens))]
+    cut = next(at for at in range(1, len(tokens)) if tokens[at][2:] and text.find(tokens[at][2:]) == begins[at] + 2)
+    choice = chat(client, model, logprobs=True, max_tokens=20, stop=tokens[cut][2:]).choices[0]
+    assert choice.message.content == text[: begins[cut] + 2]
+    assert [one.token for one in choice.logprobs.content] == tokens[: cut + 1]
+
+
 def test_bias(client: openai.OpenAI, model: str) -> None:
     if model == "openvino":
         with pytest.raises(openai.BadRequestError) as refused:
@@ -138,6 +149,16 @@ def test_tools(client: openai.OpenAI, model: str, choice: Any) -> None:
     assert {part.index for part in parts} == {0}
 
 
+def test_a_call_is_whole_or_none(client: openai.OpenAI, model: str) -> None:
+    """A limit cuts a call off, and says so; a stop string ends text, and is none in a call that was forced."""
+    asked: Any = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    cut = chat(client, model, **asked, max_tokens=4).choices[0]
+    assert cut.finish_reason == "length" and not cut.message.content
+    whole = chat(client, model, **asked, max_tokens=60, stop=["Rome", "Paris"]).choices[0]
+    assert whole.finish_reason == "tool_calls"
+    jsonschema.validate(json.loads(whole.message.tool_calls[0].function.arguments), TOOL["function"]["parameters"])
+
+
 def test_completions(client: openai.OpenAI, model: str) -> None:
     asked: Any = {"model": model, "temperature": 0, "max_tokens": 5}
     plain = client.completions.create(prompt="The sea is", **asked).choices[0].text
@@ -160,6 +181,12 @@ def test_parts(client: openai.OpenAI, model: str) -> None:
     [
         ({"temperature": 9}, "temperature"), ({"max_tokens": -1}, "max_tokens"), ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": "sea " * 2000}]}, "messages"),
+        ({"max_tokens": 10**6}, "max_tokens"), ({"max_completion_tokens": 10**6}, "max_completion_tokens"),
+        ({"response_format": {"type": "regex", "regex": "("}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"$ref": "#/nowhere"}}}},
+         "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/x"}}}],
+          "tool_choice": "required"}, "tools"),
         ({"extra_body": {"temprature": 1}}, "temprature"), ({"extra_body": {"top_n_sigma": None, "n": 0}}, "n"),
     ],
 )  # fmt: skip

@@ -45,6 +45,11 @@ async def test_the_asynchronous_calls_are_the_same(client: TakeoffClient) -> Non
     assert (await client.get_status_async())["ready"] is True
 
 
+def test_line_ends_of_all_kinds_stay_line_ends(client: TakeoffClient) -> None:
+    pieces = client.generate_stream("say:a\rb")
+    assert "".join(event.data for event in pieces) == "a\nb", "an event has one kind of them"
+
+
 @pytest.mark.parametrize("text", ["hello", " two  spaces ", "naïve ✓ 🙂", "data: x", ":colon"])
 def test_a_stream_joins_to_the_same_text(client: TakeoffClient, text: str) -> None:
     assert "".join(event.data for event in client.generate_stream("say:" + text)) == text
@@ -113,6 +118,8 @@ def test_readers_come_and_go_where_the_server_allows_it(server: ServerFactory, l
         ({"max_new_tokens": 10**6}, 413, "max_new_tokens"),
         ({"lora_id": "polite"}, 400, "lora_id"),
         ({"json_schema": {"type": "object"}}, 400, "grammar"),
+        ({"regex_string": "("}, 400, "regex_string"),
+        ({"json_schema": {"$ref": "#/nowhere"}}, 400, "json_schema.$ref"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(

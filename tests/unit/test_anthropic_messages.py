@@ -162,6 +162,15 @@ async def test_a_call_that_was_cut_off_is_no_half_object(messages: Messages) -> 
     messages.script.answers = [[BEGAN, ToolCallPart(0, 0, "c", "look", '{"a'), Finished(0, "length"), USAGE]]
     document = json_of(await messages(tools=[TOOL]))
     assert document["stop_reason"] == "max_tokens" and document["content"][0]["input"] == {}
+    messages.script.answers = [[BEGAN, ToolCallPart(0, 0, "c", "look", '{"a'), Finished(0, "stop", "x"), USAGE]]
+    document = json_of(await messages(tools=[TOOL], stop_sequences=["x"]))
+    assert document["stop_reason"] == "stop_sequence" and document["content"][0]["input"] == {}
+
+
+async def test_cached_tokens_that_nobody_knows_count_as_read(messages: Messages) -> None:
+    messages.script.answers = [[BEGAN, Text(0, "a"), Finished(0, "stop"), Usage(5, 2, cached_tokens=-1)]]
+    usage = json_of(await messages())["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (5, 0)
 
 
 # What is asked
@@ -239,6 +248,17 @@ async def test_counting_tokens(messages: Messages) -> None:
     answer = await messages("/v1/messages/count_tokens", max_tokens=..., system="s", tools=[TOOL])
     assert json_of(answer) == {"input_tokens": len("system:s|user:hi")}
     assert messages.script.asks[-1].tools[0].name == "look"
+
+
+async def test_tokens_are_counted_as_they_are_asked(messages: Messages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control texts of users are text, so the ids of a prompt are not those of its rendered text."""
+    ids = [1, 2, 3]
+
+    async def prompt_ids(ask: object) -> list[int]:
+        return ids
+
+    monkeypatch.setattr(messages.script, "prompt_ids", prompt_ids)
+    assert json_of(await messages("/v1/messages/count_tokens", max_tokens=...)) == {"input_tokens": 3}
 
 
 # What is refused

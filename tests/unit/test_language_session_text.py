@@ -73,6 +73,60 @@ def test_tokens_end_where_the_text_does(step: int, stop: str) -> None:
     assert events[-1] == Finished(0, "stop", stop)
 
 
+class Words:
+    """A tokenizer of three words, which stops may cut in two."""
+
+    special_ids = frozenset[int]()
+    strips_first_space = False
+
+    def piece(self, token_id: int) -> bytes:
+        return (b"The", b" sea", b" is")[token_id]
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown", "told"), [("ea", "The s", [0, 1]), (" sea", "The", [0]), ("is", "The sea ", [0, 1, 2])]
+)
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_token_that_a_stop_cuts_in_two_is_told(stop: str, shown: str, told: list[int], step: int) -> None:
+    choice = ChoiceText(0, Words(), ends=frozenset(), stop=(stop,), logprobs=True)  # type: ignore[arg-type]
+    events: list[Event] = []
+    for start in range(0, 3, step):
+        ids = (0, 1, 2)[start : start + step]
+        if not choice.ended:
+            events += choice.feed(Delta(ids, tuple(TokenLogprob(token, -1.0) for token in ids)))
+    texts = [event for event in events if isinstance(event, Text)]
+    assert "".join(event.text for event in texts) == shown
+    assert [token.token_id for event in texts for token in event.tokens] == told
+    assert events[-1] == Finished(0, "stop", stop)
+
+
+CALL = '[{"name":"f","arguments":{"a":"Rome"}}]'
+
+
+@pytest.mark.parametrize("step", [1, 4, 1000])
+@pytest.mark.parametrize("length", [1, 8, 20, 30, len(CALL)])
+def test_half_a_forced_call_is_no_text(length: int, step: int) -> None:
+    ask = Ask(messages=[Message("user", "x")], tools=(Tool("f"),), tool_choice="required")
+    choice = ChoiceText(
+        0, ByteTokenizer(), ends=frozenset({256}), reader=reader(0, ask, None, ask.tools, "x", "calls")
+    )  # fmt: skip
+    ids, events = CALL.encode()[:length], list[Event]()
+    for start in range(0, length, step):
+        last = start + step >= length
+        events += choice.feed(Delta(tuple(ids[start : start + step]), finish_reason="length" if last else ""))
+    assert not [event for event in events if isinstance(event, Text)]
+    assert events[-1] == Finished(0, "length")
+
+
+@pytest.mark.parametrize(("stop", "reason"), [("Ro", "stop"), ("\n", "tool_calls")])
+def test_a_call_that_a_stop_cuts_off_is_no_call_to_be_made(stop: str, reason: str) -> None:
+    ask = Ask(messages=[Message("user", "x")], tools=(Tool("f"),))
+    known = forms(Template("{% for m in messages %}{{ m.content }}{% endfor %}"), ByteTokenizer(), "")
+    said = '<tool_call>{"name": "f", "arguments": {"a": "Rome"}}</tool_call>\n'
+    events = events_of(said.encode(), 3, stop=(stop,), reader=reader(0, ask, known, ask.tools, "x", ""))
+    assert events[-1] == Finished(0, reason, stop)  # type: ignore[arg-type]
+
+
 def test_reasoning_is_switched_as_the_template_knows() -> None:
     known = forms(Template(THINKS), ByteTokenizer(), "")
     assert arguments(Ask(reasoning="none"), known) == {"enable_thinking": False}

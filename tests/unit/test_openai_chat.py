@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 from http_calls import Calls, header_of, json_of
-from scripted_language import Script, ScriptDoor, pieces_of
+from scripted_language import CARD, INFO, Script, ScriptDoor, pieces_of
 
 from penstock.core.errors import Overloaded, PenstockError, QuotaExceeded, TooLarge, Unsupported, WorkerLost
 from penstock.core.language import Began, Event, Finished, Format, Reasoning, Text, TextToken, ToolCallPart, Usage
@@ -98,7 +99,14 @@ async def test_usage_may_run_along(chat: Chat) -> None:
     chunks = await chat.chunks(stream_options={"include_usage": True, "continuous_usage_stats": True})
     told = [c["usage"]["completion_tokens"] for c in chunks if c["choices"] and c["choices"][0]["delta"].get("content")]
     assert told == [2, 3]
+    assert chunks[0]["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}, "with the role too"
     assert chunks[-1]["usage"]["completion_tokens"] == 2
+
+
+async def test_cached_tokens_that_nobody_knows_are_not_told(chat: Chat) -> None:
+    chat.script.answers = [[BEGAN, Text(0, "a"), Finished(0, "stop"), Usage(5, 2, cached_tokens=-1)]]
+    assert "prompt_tokens_details" not in json_of(await chat())["usage"]
+    assert "prompt_tokens_details" not in (await chat.chunks(stream_options={"include_usage": True}))[-1]["usage"]
 
 
 async def test_stream_options_need_a_stream(chat: Chat) -> None:
@@ -247,9 +255,22 @@ async def test_a_prompt_that_is_too_long(chat: Chat) -> None:
     assert answer.status == 400 and json_of(answer)["error"]["param"] == "messages"
 
 
+async def test_a_limit_beyond_the_context_is_named_itself(chat: Chat) -> None:
+    chat.script.answers = [[TooLarge("max_tokens is 99", parameter="max_tokens", problem="context_length_exceeded")]]
+    error = await chat.refused(max_tokens=99)
+    assert (error["param"], error["code"]) == ("max_tokens", "context_length_exceeded")
+
+
 async def test_what_a_model_cannot_do_is_400(chat: Chat) -> None:
     chat.script.answers = [[Unsupported("no chat template")]]
     assert (await chat.refused())["code"] == "unsupported"
+
+
+async def test_a_model_that_does_not_generate_is_the_wrong_model(chat: Chat) -> None:
+    chat.script.card = replace(CARD, info=replace(INFO, generates=False))
+    chat.script.answers = [[Unsupported("model 'm' does not generate text; ask it for embeddings")]]
+    error = await chat.refused()
+    assert (error["param"], error["code"]) == ("model", "unsupported_model")
 
 
 async def test_unknown_models_are_404(chat: Chat) -> None:

@@ -158,3 +158,11 @@ async def test_a_stream_that_is_closed_ends_its_asks(texts: Texts) -> None:
     await answer.pieces.aclose()
     await asyncio.sleep(0)
     assert texts.script.closed == len(texts.script.asks)
+
+
+async def test_cached_tokens_of_several_prompts_are_told_when_all_are_known(texts: Texts) -> None:
+    texts.script.answers = [[Began(2, "m", "3"), Text(0, "a"), Finished(0, "stop"), Usage(2, 1, cached_tokens=known)]
+                            for known in (1, -1)]  # fmt: skip
+    assert "prompt_tokens_details" not in json_of(await texts(prompt=["a", "b"]))["usage"]
+    texts.script.asks.clear()
+    assert json_of(await texts(prompt=["a"]))["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}

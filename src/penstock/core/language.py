@@ -298,7 +298,7 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt; -1 where the engine cannot tell
     reasoning_tokens: int = 0
     queue_s: float = 0.0
     first_token_s: float = 0.0  # from when the request was received

@@ -8,6 +8,7 @@ likeliest one each time.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -29,8 +30,8 @@ from penstock.protocols import CallRoute, HttpRequest, HttpResponse, HttpStream,
 _MOST_PROMPTS: Final = 1000  # as Takeoff's TAKEOFF_MAX_USER_BATCH_SIZE
 _MOST_CHARACTERS: Final = 150_000  # of one prompt, as its TAKEOFF_MAX_PROMPT_STRING_BYTES
 _MOST_TOKENS: Final = 1 << 20
-_BACKENDS: Final = ("lmfe", "outlines")
 _LONGEST_NAME: Final = 512
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")  # each ends an event's line, and readers make all of them "\n"
 
 # How the members of an Ask are called here, for errors.
 _NAMES: Final = {
@@ -100,7 +101,7 @@ async def _asks(http: HttpRequest, door: Door) -> tuple[LanguageModel, list[Ask]
     template = fields.flag("use_chat_template")
     metadata = fields.flag("return_metadata")
     most_prompt_tokens = fields.integer("prompt_max_tokens", 1, _MOST_TOKENS)
-    fields.one_of("constrained_decoding_backend", _BACKENDS)  # there is one here, and it obeys both
+    fields.one_of("constrained_decoding_backend", ("lmfe", "outlines"))  # there is one here, and it obeys both
     sampling = Sampling(
         temperature=fields.number("sampling_temperature", 0.0, 100.0),
         top_p=fields.number("sampling_topp", 0.0, 1.0),
@@ -114,13 +115,14 @@ async def _asks(http: HttpRequest, door: Door) -> tuple[LanguageModel, list[Ask]
         sampling = replace(sampling, temperature=0.0)  # Takeoff's sampling_topk is 1
     limit = fields.integer("max_new_tokens", 1, _MOST_TOKENS) or 128
     form = _format(fields)
+    names = {**_NAMES, "format": "regex_string" if form.kind == "regex" else "json_schema"}
     adapter = fields.text("lora_id", _LONGEST_NAME) or ""
     asks = []
     for text in texts:
         prompt: str | list[int] = text
         if most_prompt_tokens is not None and not template:
             prompt = (await model.tokenize(text))[:most_prompt_tokens]
-        ask = Ask(prompt=prompt, max_tokens=limit, sampling=sampling, format=form, adapter=adapter, names=_NAMES)
+        ask = Ask(prompt=prompt, max_tokens=limit, sampling=sampling, format=form, adapter=adapter, names=names)
         if template:
             ask.messages, ask.prompt = (Message("user", text),), None
         ask.caller, ask.deadline = http.caller, http.deadline
@@ -202,7 +204,7 @@ async def _pieces(model: LanguageModel, asks: list[Ask], several: bool, metadata
 
 def _event(text: str) -> bytes:
     """A server-sent event. A space after the colon, which readers take away, saves one that the text begins with."""
-    return b"".join(b"data: %b\n" % line.encode() for line in text.split("\n")) + b"\n"
+    return b"".join(b"data: %b\n" % line.encode() for line in _LINE_END.split(text)) + b"\n"
 
 
 def _error_event(error: PenstockError) -> bytes:
@@ -292,8 +294,8 @@ async def detokenize(http: HttpRequest, door: Door) -> HttpResponse:
     model = await _reader(http, door)
     if all(isinstance(token, str) for token in tokens):
         return HttpResponse(200, orjson.dumps({"text": "".join(str(token) for token in tokens)}))
-    ids = fields.token_ids("tokens", _MOST_TOKENS)
-    return HttpResponse(200, orjson.dumps({"text": await model.detokenize(ids)}))
+    text = await model.detokenize(fields.token_ids("tokens", _MOST_TOKENS))
+    return HttpResponse(200, orjson.dumps({"text": text}))
 
 
 async def chat_template(http: HttpRequest, door: Door) -> HttpResponse:
@@ -318,10 +320,9 @@ def _conversation(fields: Fields, given: object) -> tuple[Message, ...]:
         if not isinstance(one, dict):
             raise fields.mistyped(f"inputs[{at}]", one, "a message")
         message = Fields(one, f"inputs[{at}]")
-        role, content = message.text("role", 64), message.text("content", _MOST_CHARACTERS)
-        if role is None:
+        if (role := message.text("role", 64)) is None:
             raise message.missing("role")
-        found.append(Message(role, content))
+        found.append(Message(role, message.text("content", _MOST_CHARACTERS)))
     return tuple(found)
 
 

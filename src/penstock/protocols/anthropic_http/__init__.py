@@ -80,7 +80,7 @@ async def count(http: HttpRequest, door: Door) -> HttpResponse:
     fields = _read(http)
     _, found = await language_calls.named_model(fields, door)
     ask, wish = decode(fields, found.model.card, counting=True)
-    ids = await found.model.tokenize(await found.model.render(ask), special=False)
+    ids = await found.model.prompt_ids(ask)
     return HttpResponse(200, orjson.dumps({"input_tokens": len(ids)}), headers=_headers(request_id, wish))
 
 

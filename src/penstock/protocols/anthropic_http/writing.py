@@ -28,10 +28,11 @@ def stop_reason(event: Finished) -> tuple[str, str | None]:
 
 def usage_object(usage: Usage) -> dict[str, object]:
     """Tokens as Anthropic counts them: those of the prompt that were cached are apart from the others."""
+    cached = max(usage.cached_tokens, 0)
     return {
-        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "input_tokens": usage.prompt_tokens - cached,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": usage.cached_tokens,
+        "cache_read_input_tokens": cached,
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
     }
@@ -219,11 +220,11 @@ class MessageAnswer:
         return {"type": "tool_use", "id": block.id, "name": block.name, "input": self._input(text)}
 
     def _input(self, text: str) -> object:
-        """The call's arguments. An answer that was cut off at its length leaves half an object: nothing, then."""
+        """The call's arguments. An answer that was cut off leaves half an object: nothing, then."""
         try:
             found = orjson.loads(text or "{}")
         except ValueError:
-            if self._finished is not None and self._finished.reason == "length":
+            if self._finished is not None and self._finished.reason != "tool_calls":
                 return {}
             raise Internal("the model called a tool with what is no JSON") from None
         if not isinstance(found, dict):

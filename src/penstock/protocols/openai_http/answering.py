@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import Final, Protocol, TypeVar, cast
 
 from penstock.core import language_calls, trace
-from penstock.core.errors import InvalidInput, PenstockError, TooLarge
+from penstock.core.errors import InvalidInput, PenstockError, TooLarge, Unsupported
 from penstock.core.fields import Fields
 from penstock.core.language import Ask, Began, Event, LanguageModel
 from penstock.protocols import HttpRequest, HttpResponse, HttpStream
@@ -71,7 +71,7 @@ def told(ask: Ask, http: HttpRequest, head: Head) -> Ask:
 async def asked(model: LanguageModel, ask: Ask) -> AsyncGenerator[Event, None]:
     """Events of an ask. A prompt that does not fit is an error of its own in this API.
 
-    Raises: as `LanguageModel.ask`; InvalidInput `context_length_exceeded`.
+    Raises: as `LanguageModel.ask`; InvalidInput `context_length_exceeded`, `unsupported_model`.
     """
     events = cast(AsyncGenerator[Event, None], model.ask(ask))
     async with aclosing(events):
@@ -79,8 +79,12 @@ async def asked(model: LanguageModel, ask: Ask) -> AsyncGenerator[Event, None]:
             async for event in events:
                 yield event
         except TooLarge as error:
-            parameter = "messages" if ask.messages is not None else "prompt"
+            parameter = error.parameter or ("messages" if ask.messages is not None else "prompt")
             raise InvalidInput(error.message, parameter=parameter, problem="context_length_exceeded") from error
+        except Unsupported as error:
+            if model.card.info.generates:
+                raise
+            raise InvalidInput(error.message, parameter="model", problem="unsupported_model") from error
 
 
 def streamed(

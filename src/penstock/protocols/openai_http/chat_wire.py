@@ -115,8 +115,12 @@ class ChatStream:
         return b',"usage":' + running_usage(self._prompt_tokens, self._generated)
 
     def _roles(self) -> bytes:
+        after = self._after
+        if self._shape.stream.running_usage:
+            usage = b',"usage":' + running_usage(self._prompt_tokens, 0)
+            after = b',"logprobs":null,"finish_reason":null}]%b%b' % (usage, self._tail)
         return b"".join(
-            b'%b{"role":"assistant","content":"","refusal":null}%b' % (before, self._after) for before in self._before
+            b'%b{"role":"assistant","content":"","refusal":null}%b' % (before, after) for before in self._before
         )
 
     def end(self) -> bytes:

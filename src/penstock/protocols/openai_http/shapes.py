@@ -44,12 +44,13 @@ def fingerprint(card: Card) -> str:
 
 
 def usage_object(usage: Usage) -> dict[str, object]:
-    """Tokens of a request, as OpenAI counts them."""
+    """Tokens of a request, as OpenAI counts them. What was cached is left out where nobody knows it."""
+    cached = {} if usage.cached_tokens < 0 else {"prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        **cached,
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 

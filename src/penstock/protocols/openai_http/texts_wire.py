@@ -59,7 +59,9 @@ class Totals:
             so_far,
             prompt_tokens=so_far.prompt_tokens + usage.prompt_tokens,
             completion_tokens=so_far.completion_tokens + usage.completion_tokens,
-            cached_tokens=so_far.cached_tokens + usage.cached_tokens,
+            cached_tokens=-1
+            if min(so_far.cached_tokens, usage.cached_tokens) < 0
+            else so_far.cached_tokens + usage.cached_tokens,
             reasoning_tokens=so_far.reasoning_tokens + usage.reasoning_tokens,
         )
 

@@ -98,7 +98,7 @@ class Session:
                         outcome = event.reason
                     yield event
             yield Usage(
-                len(plan.token_ids), sum(choice.tokens for choice in choices), max(progress.cached_tokens, 0),
+                len(plan.token_ids), sum(choice.tokens for choice in choices), progress.cached_tokens,
                 sum(choice.reasoning_tokens for choice in choices), progress.queue_s, max(progress.first_token_s, 0.0),
             )  # fmt: skip
         except PenstockError as error:
@@ -171,7 +171,8 @@ class Session:
         return ChoiceText(
             choice, self._texts.tokenizer,
             ends=self._texts.tokenizer.end_ids if not ask.sampling.ignore_eos else frozenset(),
-            stop=ask.stop, stop_ids=frozenset(ask.stop_token_ids), include_stop=ask.include_stop,
+            stop=ask.stop if plan.forced != "calls" else (),  # they end text, and half a call is nothing
+            stop_ids=frozenset(ask.stop_token_ids), include_stop=ask.include_stop,
             skip_special=ask.skip_special_tokens, continues=ask.prompt is not None or ask.continue_last,
             logprobs=ask.logprobs is not None,
             shown=marks(plan.forms, self._texts.tokenizer, bool(plan.tools), plan.forced),

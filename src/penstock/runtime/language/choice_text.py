@@ -57,7 +57,7 @@ class ChoiceText:
         self._logprobs = logprobs
         self._spelt = 0  # characters that were made of tokens
         self._let_through = 0  # of these, those that no stop string can be of
-        self._waiting: deque[tuple[int, TextToken]] = deque()  # tokens with where their text ends
+        self._waiting: deque[tuple[int, int, TextToken]] = deque()  # tokens with where their text begins and ends
 
     def feed(self, delta: Delta) -> list[Event]:
         """The events of one delta."""
@@ -100,7 +100,7 @@ class ChoiceText:
             self.ended = True
             how: FinishReason = "stop" if stopped is not None else reason  # type: ignore[assignment]
             if self.reader is not None and self.reader.called and how == "stop":
-                how = "tool_calls"
+                how = "tool_calls" if stopped is None or self.reader.complete else "stop"
             events.append(Finished(self.choice, how, stopped if stopped is not None else met))
         return events
 
@@ -145,18 +145,19 @@ class ChoiceText:
         for place, token in enumerate(ids):
             text = self._detokeniser.feed(token)
             texts.append(text)
-            self._spelt += len(text)
+            begin, self._spelt = self._spelt, self._spelt + len(text)
             if place < len(logprobs):
-                self._waiting.append((self._spelt, text_token(self._detokeniser, logprobs[place])))
+                self._waiting.append((begin, self._spelt, text_token(self._detokeniser, logprobs[place])))
         return "".join(texts)
 
     def _ready(self, final: bool) -> tuple[TextToken, ...]:
         """Tokens whose text was let through; at the end, all but those that begin beyond the stop string."""
         ready = []
         waiting = self._waiting
-        while waiting and waiting[0][0] <= self._let_through:
-            ready.append(waiting.popleft()[1])
+        while waiting and waiting[0][1] <= self._let_through:
+            ready.append(waiting.popleft()[2])
         if final:
+            ready += [token for begin, _, token in waiting if begin < self._let_through]  # the stop begins inside
             waiting.clear()
         return tuple(ready)
 

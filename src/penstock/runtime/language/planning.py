@@ -64,7 +64,9 @@ class Planner:
         text, ids = await self._prompt(ask, tools, given)
         count, context = len(ids), info.context_tokens
         if not count:
-            raise InvalidInput("the prompt is empty; give at least one token", parameter=checks.name(ask, "prompt"))
+            raise InvalidInput(
+                f"{checks.name(ask, 'prompt')} is empty; give at least one token", parameter=checks.name(ask, "prompt")
+            )
         if count >= context:
             raise TooLarge(
                 f"the prompt has {count} tokens, and the model's context holds {context}, the answer included; shorten "
@@ -101,12 +103,18 @@ class Planner:
         if not forced and not any(tool.strict for tool in tools):
             return None
         compile_format = self._compiler.compile_format
-        if forced == "format":
-            return await asyncio.to_thread(compile_format, ask.format, where=ask.names.get("format", ""))
-        form = PLAIN_LIST if ask.parallel_tool_calls and ask.tool_choice == "required" else PLAIN
-        return await asyncio.to_thread(
-            compile_format, Format(), ask.tools, ask.tool_choice, ask.parallel_tool_calls, tool_format=form
-        )
+        name = checks.name(ask, "format" if forced == "format" else "tools")
+        try:
+            if forced == "format":
+                return await asyncio.to_thread(compile_format, ask.format, where=ask.names.get("format", ""))
+            form = PLAIN_LIST if ask.parallel_tool_calls and ask.tool_choice == "required" else PLAIN
+            return await asyncio.to_thread(
+                compile_format, Format(), ask.tools, ask.tool_choice, ask.parallel_tool_calls, tool_format=form
+            )
+        except InvalidInput as error:  # whose message says where in the format or the tools
+            if error.parameter:
+                raise
+            raise InvalidInput(error.message, parameter=name, problem="invalid_value") from error
 
     def _grammar(self, ask: Ask, compiled: Compiled | None, forced: Forced) -> Grammar | None:
         if compiled is None or compiled.grammar is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,17 +68,30 @@ Forced = Literal["", "format", "calls"]  # what a grammar holds the output to
 
 
 class Reader:
-    """Reads one choice. `called` once it has read a tool call; `calls` are their names and arguments so far."""
+    """Reads one choice. `called` once it has read a tool call; `calls` are their names and arguments so far.
 
-    def __init__(self, choice: int, parser: OutputParser, parallel: bool) -> None:
+    `forced`: the output is held to calls, so what is left of one that was cut off at its beginning is no text.
+    """
+
+    def __init__(self, choice: int, parser: OutputParser, parallel: bool, forced: bool = False) -> None:
         self.calls: list[list[str]] = []
         self._choice = choice
         self._parser = parser
         self._parallel = parallel
+        self._forced = forced
 
     @property
     def called(self) -> bool:
         return bool(self.calls)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last call's arguments are whole."""
+        try:
+            json.loads(self.calls[-1][1])
+        except ValueError:
+            return False
+        return True
 
     def feed(self, text: str) -> list[Event]:
         return self._events(self._parser.feed(text)) if text else []
@@ -92,7 +106,7 @@ class Reader:
                 self._call(part, events)
             elif isinstance(part, Thought):
                 events.append(Reasoning(self._choice, part.text))
-            else:
+            elif not self._forced:
                 events.append(Text(self._choice, part.text))
         return events
 
@@ -115,7 +129,7 @@ def reader(
     """What reads a choice; None when all of it is text."""
     parallel = ask.parallel_tool_calls
     if forced == "calls":
-        return Reader(choice, OutputParser(None, ToolParser(PLAIN, tools)), parallel)
+        return Reader(choice, OutputParser(None, ToolParser(PLAIN, tools)), parallel, forced=True)
     if found is None or forced == "format":
         return None
     if found.harmony:

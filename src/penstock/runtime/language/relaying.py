@@ -85,7 +85,7 @@ class Relay:
             self._observe(
                 Spoken(
                     self.card.name, self.card.version, ask.caller, outcome, usage.prompt_tokens,
-                    usage.completion_tokens, usage.cached_tokens, queue_s, first_s, time.monotonic() - received,
+                    usage.completion_tokens, max(usage.cached_tokens, 0), queue_s, first_s, time.monotonic() - received,
                     gaps.counts, gaps.sum_s, load,
                 )
             )  # fmt: skip

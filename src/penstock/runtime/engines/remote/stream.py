@@ -160,10 +160,10 @@ class Reader:
             raise ServableError("the upstream left off in the middle of its answer")
         told = self._usage
         if told is None:  # it knows no stream_options: a piece is about a token
-            return Usage(0, self._pieces)
-        cached = told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else 0
+            return Usage(0, self._pieces, -1)
+        cached = told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else None
         thought = told.completion_tokens_details.reasoning_tokens if told.completion_tokens_details else 0
-        return Usage(told.prompt_tokens, told.completion_tokens, cached or 0, thought or 0)
+        return Usage(told.prompt_tokens, told.completion_tokens, -1 if cached is None else cached, thought or 0)
 
 
 def _tokens(logprobs: _Logprobs | None) -> tuple[TextToken, ...]:
