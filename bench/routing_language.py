@@ -1,13 +1,22 @@
-"""Balancing of language models: round robin, least in flight and prefix-aware, on time to first token and throughput.
+"""Balancing of language models: round robin, least in flight and prefix-aware, on time to first token.
 
-    python bench/routing_language.py MODEL.gguf [--replicas 3] [--turns 3] [--at-once 3] [--engine penstock|llamacpp]
+    python bench/routing_language.py MODEL.gguf [--replicas 3] [--turns 3] [--form open|closed] [--load 0.7]
+        [--engine openvino|llamacpp|llama-server] [--workloads "conversations,agents"] [--seed final]
 
 Starts replicas of one model, each with one thread, and a router for each way of balancing in front of the same
-replicas. Every workload is sent through each router, in an order that is drawn for each turn, so that whatever else the
-machine does falls on all of them, and with words of its own each time, so that no turn finds in the replicas' caches
-what another one left there.
-Callers wait for an answer before they ask again. `--engine llamacpp` runs llama.cpp's own server (xllamacpp) in place
-of `penstock serve`: the same engine without the runtime around it.
+replicas. Every workload (`routing_workloads`) is sent through each router, in an order that is drawn for each turn, so
+that whatever else the machine does falls on all of them, and with words of its own each time, so that no turn finds in
+the replicas' caches what another one left there.
+
+`open`: requests come at times that are drawn once for each turn and are the same for all (Poisson), at `--load` of what
+`least` carries when it is asked for as much as it can, which is measured first. A conversation's next turn comes
+`THINKS_S` after the answer. This is how callers who do not wait for each other come, and times to the first token mean
+what they say. `closed`: `--at-once` callers, each of which asks again once it is answered. A way of balancing that
+answers sooner is then asked sooner: times to the first token and requests per second go against each other.
+
+A ratio is that of the means over all requests; its interval is a bootstrap of the paired requests: turns are drawn, and
+within them blocks of `BLOCK` requests that followed each other, for what one request waits the next one waits too.
+Source of the blocks: Künsch, The jackknife and the bootstrap for general stationary observations, 1989.
 """
 
 from __future__ import annotations
@@ -25,18 +34,17 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
+from routing_workloads import WORKLOADS, Ask, said
 
 POLICIES = ("round_robin", "least", "prefix")
 MODEL = "chat"
-WORDS = (
-    "river", "mountain", "letter", "window", "garden", "machine", "winter", "paper", "silver", "bridge", "candle",
-    "forest", "market", "engine", "island", "morning", "pocket", "shadow", "travel", "yellow", "number", "copper",
-)  # fmt: skip
+THINKS_S = 0.5
+BLOCK = 6
+DRAWS = 4000
 
 LLAMACPP = """
 import sys, time, xllamacpp as x
@@ -51,66 +59,12 @@ time.sleep(1e9)
 """
 
 
-@dataclass
-class Ask:
-    """One request, and what became of it. `then` are asked after its answer, one after the other."""
-
-    messages: list[dict[str, str]]
-    output: int
-    first_s: float = 0.0
-    tokens: int = 0
-    then: list[Ask] = field(default_factory=list)
-
-
-def words(dice: random.Random, count: int) -> str:
-    return " ".join(dice.choice(WORDS) for _ in range(count))
-
-
-def said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def conversations(dice: random.Random) -> list[Ask]:
-    """Six documents, and four questions about each, one after the other."""
-    found = []
-    for _ in range(6):
-        history = [said("user", f"{words(dice, 150)}. What is this?")]
-        turns = [Ask([*history], 8)]
-        for _ in range(3):
-            history += [said("assistant", words(dice, 12)), said("user", f"And what of {words(dice, 8)}?")]
-            turns.append(Ask([*history], 8))
-        turns[0].then = turns[1:]
-        found.append(turns[0])
-    return found
-
-
-def shared_prompts(dice: random.Random) -> list[Ask]:
-    """Five long system prompts, and 24 short questions, each below one of them."""
-    prompts = [words(dice, 150) for _ in range(5)]
-    return [Ask([said("system", dice.choice(prompts)), said("user", words(dice, 10))], 8) for _ in range(24)]
-
-
-def nothing_shared(dice: random.Random) -> list[Ask]:
-    return [Ask([said("user", words(dice, 60))], 8) for _ in range(18)]
-
-
-def skewed(dice: random.Random) -> list[Ask]:
-    """Most are short, a few are long, in what is read and in what is written."""
-    return [
-        Ask([said("user", words(dice, min(300, int(dice.lognormvariate(3.0, 1.1)))))], 24 if dice.random() < 0.2 else 4)
-        for _ in range(20)
-    ]  # fmt: skip
-
-
-WORKLOADS: dict[str, Callable[[random.Random], list[Ask]]] = {
-    "conversations": conversations, "shared prompts": shared_prompts, "nothing shared": nothing_shared,
-    "skewed sizes": skewed,
-}  # fmt: skip
-
-
 async def stream(session: aiohttp.ClientSession, address: str, ask: Ask) -> None:
     """Asks, and notes when the first token came and how many did."""
-    body = {"model": MODEL, "messages": ask.messages, "max_tokens": ask.output, "stream": True, "temperature": 0}
+    body = {
+        "model": MODEL, "messages": ask.messages, "max_tokens": ask.output, "stream": True, "temperature": 0,
+        "ignore_eos": True,
+    }  # fmt: skip
     began = time.perf_counter()
     async with session.post(f"http://{address}/v1/chat/completions", json=body) as answer:
         if answer.status != 200:
@@ -118,31 +72,52 @@ async def stream(session: aiohttp.ClientSession, address: str, ask: Ask) -> None
         async for line in answer.content:
             if not line.startswith(b"data: {"):
                 continue
-            choices = json.loads(line[6:]).get("choices") or [{}]
-            if choices[0].get("delta", {}).get("content"):
+            choice = (json.loads(line[6:]).get("choices") or [{}])[0]
+            wrote = bool(choice.get("delta", {}).get("content"))
+            if wrote or choice.get("finish_reason"):  # a model may end at once
                 ask.first_s = ask.first_s or time.perf_counter() - began
-                ask.tokens += 1
+            ask.tokens += wrote
+    ask.whole_s = time.perf_counter() - began
 
 
-async def measure(address: str, asks: list[Ask], at_once: int) -> tuple[list[float], float]:
-    """Times to first token (s), and requests per second."""
-    waiting = list(asks)
-    everything: list[Ask] = []
+def every(asks: list[Ask]) -> list[Ask]:
+    """In an order that is the same for all ways of balancing."""
+    return [one for ask in asks for one in (ask, *ask.then)]
+
+
+async def closed(address: str, asks: list[Ask], at_once: int) -> float:
+    """Callers who wait for an answer before they ask again. Gives requests per second."""
+    waiting = [(ask, *ask.then) for ask in asks]
+    count = len(every(asks))
 
     async def caller(session: aiohttp.ClientSession) -> None:
         while waiting:
-            ask = waiting.pop(0)
+            ask, *then = waiting.pop(0)
             await stream(session, address, ask)
-            everything.append(ask)
-            if ask.then:  # the next turn comes when others had theirs
-                ask.then[0].then = ask.then[1:]
-                waiting.append(ask.then[0])
+            if then:  # the next turn comes when others had theirs
+                waiting.append(tuple(then))
 
     began = time.perf_counter()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
         await asyncio.gather(*(caller(session) for _ in range(at_once)))
-    took_s = time.perf_counter() - began
-    return [ask.first_s for ask in everything if ask.first_s], len(everything) / took_s
+    return count / (time.perf_counter() - began)
+
+
+async def opened(address: str, asks: list[Ask], at_s: list[float]) -> float:
+    """Each comes at its time, whatever became of the others. Gives requests per second."""
+
+    async def talk(session: aiohttp.ClientSession, ask: Ask, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        await stream(session, address, ask)
+        for one in ask.then:
+            await asyncio.sleep(THINKS_S)
+            await stream(session, address, one)
+
+    began = time.perf_counter()
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300), connector=connector) as session:
+        await asyncio.gather(*(talk(session, ask, after_s) for ask, after_s in zip(asks, at_s, strict=True)))
+    return len(every(asks)) / (time.perf_counter() - began)
 
 
 def free_port() -> int:
@@ -172,11 +147,11 @@ def process(*command: str, ready: str = "") -> Iterator[subprocess.Popen[bytes]]
 
 
 def replica(engine: str, model: str, port: int) -> contextlib.AbstractContextManager[object]:
-    if engine == "llamacpp":
+    if engine == "llama-server":
         return process(sys.executable, "-c", LLAMACPP, model, str(port), ready=f"http://127.0.0.1:{port}/health")
     return process(
         sys.executable, "-m", "penstock.cli", "serve", model, "--name", MODEL, "--http-port", str(port), "--no-grpc",
-        "--threads", "1", "--options", "engine=llamacpp", "--options", "context_tokens=2048",
+        "--threads", "1", "--options", f"engine={engine}", "--options", "context_tokens=2048",
         ready=f"http://127.0.0.1:{port}/v2/health/ready",
     )  # fmt: skip
 
@@ -197,49 +172,98 @@ def router(folder: Path, policy: str, replicas: list[int], port: int) -> context
     )  # fmt: skip
 
 
-def report(workload: str, first: dict[str, list[list[float]]], rates: dict[str, list[float]]) -> None:
-    """Medians over the turns, with the lowest and the highest; and what `prefix` is of each of the others."""
-    medians = {}
-    for policy in POLICIES:
-        p50 = [statistics.median(times) for times in first[policy]]
-        p90 = [sorted(times)[int(len(times) * 0.9)] for times in first[policy]]
-        medians[policy] = statistics.median(p50), statistics.median(p90), statistics.median(rates[policy])
-        print(
-            f"{workload:15} {policy:12} p50 {spread(p50, 1e3)} ms   p90 {spread(p90, 1e3)} ms   "
-            f"{spread(rates[policy], 1, 2)} requests/s", flush=True,
-        )  # fmt: skip
-    for policy in POLICIES[:-1]:
-        p50, p90, rate = (mine / other for mine, other in zip(medians["prefix"], medians[policy], strict=True))
-        print(f"{'':15} prefix / {policy}: p50 {p50:.2f}, p90 {p90:.2f}, requests/s {rate:.2f}", flush=True)
+# --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def spread(values: list[float], unit: float, digits: int = 0) -> str:
-    low, middle, high = (
-        f"{value * unit:.{digits}f}" for value in (min(values), statistics.median(values), max(values))
-    )
-    return f"{middle:>6} ({low} to {high})"
+def ratio(mine: list[list[float]], other: list[list[float]], dice: random.Random) -> tuple[float, float, float]:
+    """Of the means, with the 2.5th and the 97.5th percentile of its bootstrap. `mine[turn][place]` and
+    `other[turn][place]` are of the same request."""
+    found = []
+    for _ in range(DRAWS):
+        above = below = 0.0
+        for _ in mine:
+            turn = dice.randrange(len(mine))
+            size = len(mine[turn])
+            for _ in range(0, size, BLOCK):
+                start = dice.randrange(size)
+                for place in range(start, start + BLOCK):  # the turn is a ring, so that all places count alike
+                    above += mine[turn][place % size]
+                    below += other[turn][place % size]
+        found.append(above / below)
+    found.sort()
+    whole = sum(map(sum, mine)) / sum(map(sum, other))
+    return whole, found[int(DRAWS * 0.025)], found[int(DRAWS * 0.975)]
+
+
+class Turns:
+    """What was measured of one workload: times by way of balancing, turn and request."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, list[list[float]]] = {policy: [] for policy in POLICIES}
+        self.whole: dict[str, list[list[float]]] = {policy: [] for policy in POLICIES}
+        self.rates: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+
+    def add(self, policy: str, asks: list[Ask], rate: float) -> None:
+        self.first[policy].append([one.first_s for one in every(asks)])
+        self.whole[policy].append([one.whole_s for one in every(asks)])
+        self.rates[policy].append(rate)
+
+    def report(self, workload: str, dice: random.Random) -> str:
+        """Prints it; gives the row of a table."""
+        cells = []
+        for policy in POLICIES:
+            times = sorted(one for turn in self.first[policy] for one in turn)
+            mean, p50, p90 = statistics.mean(times), statistics.median(times), times[int(len(times) * 0.9)]
+            whole = statistics.mean(one for turn in self.whole[policy] for one in turn)
+            print(
+                f"{workload:17} {policy:12} first token: mean {mean:6.3f} s, p50 {p50:6.3f} s, p90 {p90:6.3f} s; "
+                f"whole {whole:6.3f} s; {statistics.mean(self.rates[policy]):.2f} requests/s", flush=True,
+            )  # fmt: skip
+            cells.append(f"{mean:.2f}, {p90:.2f}")
+        for policy in POLICIES[:-1]:
+            text = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(self.first["prefix"], self.first[policy], dice))
+            whole_text = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(self.whole["prefix"], self.whole[policy], dice))
+            print(f"{'':17} prefix / {policy}: first token {text}, whole answer {whole_text}", flush=True)
+            cells.append(text)
+        return f"| {workload} | {' | '.join(cells)} |"
 
 
 async def compare(given: argparse.Namespace, routers: dict[str, str]) -> None:
+    table = [
+        "| First token, s | round robin: mean, p90 | least: mean, p90 | prefix: mean, p90 | prefix / round robin | "
+        "prefix / least |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in given.workloads.split(","):
-        first: dict[str, list[list[float]]] = {policy: [] for policy in POLICIES}
-        rates: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+        rate = 0.0
+        if given.form == "open":
+            asks = salted(name, f"{given.seed} capacity", "least")
+            carried = await closed(routers["least"], asks, 2 * given.replicas)
+            rate = given.load * carried * len(asks) / len(every(asks))
+            print(f"{name}: least carries {carried:.2f} requests/s", flush=True)
+        turns = Turns()
         for turn in range(given.turns):
-            for policy in random.sample(POLICIES, len(POLICIES)):  # what else the machine does falls on none of them
-                dice = random.Random(f"{name} {turn}")  # sizes alike for all
-                asks = WORKLOADS[name](dice)
-                salt(asks, f"{policy} {turn} {random.random()}")
-                times, rate = await measure(routers[policy], asks, given.at_once)
-                first[policy].append(times)
-                rates[policy].append(rate)
-        report(name, first, rates)
+            seed = f"{given.seed} {turn}"
+            dice, at = random.Random(f"times {name} {seed}"), 0.0
+            at_s = [at := at + dice.expovariate(rate) for _ in salted(name, seed, "")] if rate else []
+            for policy in random.sample(POLICIES, len(POLICIES)):
+                asks = salted(name, seed, policy)
+                if given.form == "open":
+                    carried = await opened(routers[policy], asks, at_s)
+                else:
+                    carried = await closed(routers[policy], asks, given.at_once)
+                turns.add(policy, asks, carried)
+        table.append(turns.report(name, random.Random(0)))
+    print("", *table, sep="\n", flush=True)
 
 
-def salt(asks: list[Ask], text: str) -> None:
-    """Words of this turn's own at the beginning of every first message."""
-    for ask in asks:
-        for one in (ask, *ask.then):
-            one.messages[0] = said(one.messages[0]["role"], f"{text} {one.messages[0]['content']}")
+def salted(name: str, seed: str, policy: str) -> list[Ask]:
+    """A workload, alike for all ways of balancing but for words of its own at the beginning of every first message."""
+    asks = WORKLOADS[name](random.Random(f"{name} {seed}"))
+    salt = f"{policy} {random.random()}"
+    for one in every(asks):
+        one.messages[0] = said(one.messages[0]["role"], f"{salt} {one.messages[0]['content']}")
+    return asks
 
 
 def main() -> None:
@@ -247,9 +271,12 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--at-once", type=int, default=3, help="callers")
-    parser.add_argument("--engine", choices=("penstock", "llamacpp"), default="penstock")
+    parser.add_argument("--form", choices=("open", "closed"), default="open")
+    parser.add_argument("--load", type=float, default=0.7, help="open: of what least carries")
+    parser.add_argument("--at-once", type=int, default=3, help="closed: callers")
+    parser.add_argument("--engine", choices=("openvino", "llamacpp", "llama-server"), default="openvino")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    parser.add_argument("--seed", default="tuning", help="what is asked, and when")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         ports = [free_port() for _ in range(given.replicas)]

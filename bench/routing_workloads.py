@@ -27,6 +27,7 @@ class Ask:
     output: int
     then: list[Ask] = field(default_factory=list)
     first_s: float = 0.0
+    whole_s: float = 0.0
     tokens: int = 0
 
 
@@ -64,13 +65,12 @@ def shared_prompt(dice: random.Random) -> list[Ask]:
 def tenants(dice: random.Random) -> list[Ask]:
     """Five system prompts of 700 to 1,000 words, of which some are asked below more often, and 24 short questions."""
     prompts = [words(dice, dice.randrange(700, 1000)) for _ in range(5)]
-    return [
-        Ask(
-            [said("system", dice.choices(prompts, (5, 4, 3, 2, 1))[0]), said("user", words(dice, dice.randrange(5, 20)))],
-            dice.randrange(16, 33),
-        )
-        for _ in range(24)
-    ]  # fmt: skip
+    found = []
+    for _ in range(24):
+        prompt = dice.choices(prompts, (5, 4, 3, 2, 1))[0]
+        question = words(dice, dice.randrange(5, 20))
+        found.append(Ask([said("system", prompt), said("user", question)], dice.randrange(16, 33)))
+    return found
 
 
 def nothing_shared(dice: random.Random) -> list[Ask]:

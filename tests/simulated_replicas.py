@@ -1,10 +1,10 @@
 """Replicas of a language model in virtual time, behind the router's own balancer: what a way of balancing gives, with no
 machine and no chance in it but the seed's.
 
-A replica works in steps, as engines with continuous batching do: each step reads up to `STEP_TOKENS` of the prompts that
+A replica works in steps, as engines with continuous batching do: each step reads up to `step_tokens` of the prompts that
 wait, in the order they came, and writes one token of every answer that has begun. What a step takes is the sum of both.
 What was read lies in a cache of blocks, the least recently used are given up first. Callers wait for an answer before
-they ask again.
+they ask again, or come at times of their own (`Run`'s `per_s`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,22 @@ from penstock.fleet.routes import Arm, Endpoint, Table
 from penstock.fleet.routes import Upstream as Address
 from penstock.fleet.spec import Requests
 
-READ_S = 1 / 130  # a prompt token
-WRITE_S = 1 / 35  # a token of one answer
-WITH_OTHERS = 0.5  # of that, for each further answer in the same step
-STEP_TOKENS = 64
+
+@dataclass(frozen=True)
+class Speed:
+    """Of an engine on one thread."""
+
+    read_s: float  # a prompt token
+    write_s: float  # a token of one answer
+    with_others: float  # of that, for each further answer in the same step
+    step_tokens: int  # prompt tokens that are read in one
+
+
+# A model of 135 million weights in 4 bits, measured once and roughly on a busy machine.
+OPENVINO = Speed(1 / 480, 0.033, 0.15, 256)
+LLAMACPP = Speed(1 / 180, 0.010, 0.5, 64)
+
+THINKS_S = 0.5  # between an answer and the next turn, of callers who come at times of their own
 NEVER_CACHED = 8.0  # tokens of a prompt that are always read: its last ones
 CACHE_BLOCKS = 400  # 25,600 tokens
 
@@ -50,9 +62,10 @@ class Ask:
 class Running:
     """One request at a replica."""
 
-    def __init__(self, prompt: Prompt, ask: Ask, began: float, ended: Callable[[], None]) -> None:
-        self.prompt, self.ask, self.began, self.ended = prompt, ask, began, ended
-        self.talk = Talk(prompt, True)
+    def __init__(self, prompt: Prompt, ask: Ask, run: Run, ended: Callable[[], None]) -> None:
+        self.prompt, self.ask, self.began, self.ended = prompt, ask, run.now, ended
+        self.talk = Talk(prompt, True, lambda: run.now)
+        self.talk.answers(200)
         self.unread = prompt.tokens
         self.unwritten = ask.output
         self.first_s = 0.0
@@ -78,18 +91,19 @@ class SimulatedReplica:
 
     def _step(self) -> None:
         """Begins one; its end comes as a timer."""
-        room, took_s = float(STEP_TOKENS), 0.0
+        speed = self._run.speed
+        room, took_s = float(speed.step_tokens), 0.0
         ready: list[Running] = []
         while self._reading and room > 0:
             request = self._reading[0]
             part = min(room, request.unread)
             request.unread -= part
             room -= part
-            took_s += part * READ_S
+            took_s += part * speed.read_s
             if request.unread <= 0:
                 ready.append(self._reading.popleft())
         if self._writing:
-            took_s += WRITE_S * (1 + WITH_OTHERS * (len(self._writing) - 1))
+            took_s += speed.write_s * (1 + speed.with_others * (len(self._writing) - 1))
         writing = tuple(self._writing)
         self._run.later(took_s, lambda: self._stepped(ready, writing))
 
@@ -118,14 +132,16 @@ class SimulatedReplica:
         for key in reversed(prompt.keys):
             self._cache.pop(key, None)
             self._cache[key] = None
-        while len(self._cache) > CACHE_BLOCKS:
+        while len(self._cache) > self._run.cache_blocks:
             del self._cache[next(iter(self._cache))]
 
 
 @dataclass(frozen=True)
 class Figures:
+    mean_s: float
     p50_s: float
     p90_s: float
+    whole_s: float  # mean, to the last token
     rate: float  # requests per second
     read: float  # prompt tokens, all replicas together
 
@@ -133,8 +149,14 @@ class Figures:
 class Run:
     """One workload, sent through one way of balancing."""
 
-    def __init__(self, balance: str, replicas: int, asks: list[Ask], callers: int) -> None:
+    def __init__(
+        self, balance: str, replicas: int, asks: list[Ask], callers: int, speed: Speed, per_s: float | None,
+        cache_blocks: int,
+    ) -> None:  # fmt: skip
+        """`per_s`: of requests that no answer was waited for, which come at times drawn from the text of the first."""
         self.now = 0.0
+        self.speed = speed
+        self.cache_blocks = cache_blocks
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._balancer = Balancer(lambda: self.now, self.later)
@@ -143,12 +165,25 @@ class Run:
         self._balancer.follow(CompiledTable(Table(1, (endpoint,))))
         self._service = self._balancer.services["chat"]
         self._replicas = {f"r{number}": SimulatedReplica(self) for number in range(replicas)}
-        self._waiting = deque(asks)
-        self._idle = callers
+        self._waiting = deque(asks if per_s is None else ())
+        self._idle = callers if per_s is None else len(asks) * 100
+        self._thinks_s = 0.0 if per_s is None else THINKS_S
+        dice, at_s = random.Random(asks[0].messages[0]["content"]), 0.0
+        for ask in asks if per_s is not None else ():
+            at_s += dice.expovariate(per_s or 1.0)
+            self._come(ask, at_s)
         self._first: list[float] = []
+        self._whole: list[float] = []
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (self.now + delay_s, next(self._count), call))
+
+    def _come(self, ask: Ask, after_s: float) -> None:
+        def comes() -> None:
+            self._waiting.append(ask)
+            self._ask()
+
+        self.later(after_s, comes)
 
     def figures(self) -> Figures:
         """Runs it to its end."""
@@ -160,8 +195,8 @@ class Run:
         assert not any(one.in_flight or one.load for one in lane.upstreams), "the loads are what is on its way"
         first = sorted(self._first)
         return Figures(
-            statistics.median(first), first[int(len(first) * 0.9)], len(first) / self.now,
-            sum(one.read for one in self._replicas.values()),
+            statistics.mean(first), statistics.median(first), first[int(len(first) * 0.9)],
+            statistics.mean(self._whole), len(first) / self.now, sum(one.read for one in self._replicas.values()),
         )  # fmt: skip
 
     def _ask(self) -> None:
@@ -181,23 +216,27 @@ class Run:
 
         def ended() -> None:
             self._first.append(request.first_s)
+            self._whole.append(self.now - began)
             self._balancer.release(upstream, self.now)
             self._idle += 1
             if ask.then:
                 ask.then[0].then = ask.then[1:]
-                self._waiting.append(ask.then[0])
+                self._come(ask.then[0], self._thinks_s)
             self.later(0.0, self._ask)
 
-        request = Running(prompt, ask, began, ended)
+        request = Running(prompt, ask, self, ended)
         self._replicas[upstream.id].take(request)
 
 
-def run(balance: str, asks: list[Ask], *, seed: int, replicas: int = 3, callers: int = 3) -> Figures:
+def run(
+    balance: str, asks: list[Ask], *, seed: int, replicas: int = 3, callers: int = 3, speed: Speed = OPENVINO,
+    per_s: float | None = None, cache_blocks: int = CACHE_BLOCKS,
+) -> Figures:  # fmt: skip
     """`balance` is one of `requests.balance`. The seed decides what is drawn at random on the way."""
     state = random.getstate()
     random.seed(seed)
     try:
-        return Run(balance, replicas, asks, callers).figures()
+        return Run(balance, replicas, asks, callers, speed, per_s, cache_blocks).figures()
     finally:
         random.setstate(state)
 

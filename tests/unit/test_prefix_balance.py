@@ -84,6 +84,9 @@ def test_a_replica_that_says_it_had_nothing_is_believed_to_keep_less() -> None:
     for number in range(900):
         prefixes.use((number,), 0.0)
     prefixes.learn(10, 0)
+    assert len(prefixes) == 900, "engines that cannot tell say 0"
+    prefixes.learn(10, 9)
+    prefixes.learn(10, 0)
     assert len(prefixes) == 675 and prefixes.match((899,), 1.0) == 1 and not prefixes.match((100,), 1.0)
     for _ in range(40):
         prefixes.learn(10, 0)
@@ -144,11 +147,12 @@ def test_a_session_stays_on_its_replica_whatever_its_prompts_say() -> None:
     assert len(homes) == 1
 
 
-def test_what_is_written_costs_more_than_what_is_read() -> None:
-    short, long = prompt("hi", max_tokens=1), prompt("hi", max_tokens=500)
-    assert long.decode > 100 * short.decode
-    assert prompt("hi", max_tokens=10**9).decode == prompt("hi", max_tokens=1024).decode
-    assert prompt("hi", max_tokens=10, n=4).decode == 4 * prompt("hi", max_tokens=10).decode
+def test_what_will_be_written_counts_a_little_and_within_bounds() -> None:
+    short, long = prompt("hi", max_tokens=1), prompt("hi", max_tokens=50)
+    assert (short.decode, long.decode) == (1.0, 50.0)
+    assert (
+        prompt("hi", max_tokens=10**9).decode == prompt("hi").decode == prompt("hi", max_tokens=30, n=4).decode == 64.0
+    )
     assert read_prompt("/v1/embeddings", {"model": "m", "input": ["a"]}, 10).decode == 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from penstock.core.errors import PenstockError
 from penstock.core.fair import FairQueue, Ticket
 from penstock.fleet.router.budget import RetryBudget
+from penstock.fleet.router.gain import Gain
 from penstock.fleet.router.prefixes import Prefixes
 from penstock.fleet.router.prompts import Prompt
 from penstock.fleet.router.tally import Tally
@@ -67,14 +68,14 @@ class Meter:
 class Upstream:
     """One replica. `limit` is how many requests it may have now: 0 while it is ejected, 1 while it is probed.
 
-    `load`, `prefixes` and `adapters` are of language models (`prefix_choice`): prompt tokens' worth of work that is
-    left of its requests, what it has probably in its cache, and the adapters that it served, with the time, oldest
-    first.
+    `load`, `given_at`, `prefixes` and `adapters` are of language models (`prefix_choice`): prompt tokens' worth of work
+    that is left of its requests, when it was given the last one, what it has probably in its cache, and the adapters
+    that it served, with the time, oldest first.
     """
 
     __slots__ = (
-        "adapters", "address", "ejected", "failures", "gone", "grpc", "http", "id", "in_flight", "lane", "limit",
-        "load", "pool", "prefixes",
+        "adapters", "address", "ejected", "failures", "given_at", "gone", "grpc", "http", "id", "in_flight", "lane",
+        "limit", "load", "pool", "prefixes",
     )  # fmt: skip
 
     def __init__(self, address: Address, lane: Lane) -> None:
@@ -88,6 +89,7 @@ class Upstream:
         self.gone = False  # out of the table; what it has still ends
         self.pool: list[UpstreamConnection] = []  # idle ones, the last used at the end
         self.load = 0.0
+        self.given_at = 0.0
         self.prefixes = Prefixes()
         self.adapters: dict[str, float] = {}
 
@@ -97,8 +99,8 @@ class Lane:
     wait although no revision has a replica."""
 
     __slots__ = (
-        "balance", "ejected", "limit", "meter", "queue", "revision", "service", "stamp", "tally", "turn", "upstreams",
-        "weight",
+        "balance", "ejected", "gain", "limit", "meter", "queue", "revision", "service", "stamp", "tally", "turn",
+        "upstreams", "weight",
     )  # fmt: skip
 
     def __init__(self, service: Service, revision: int, now: float) -> None:
@@ -109,6 +111,7 @@ class Lane:
         self.ejected = 0  # how many of them are
         self.limit = NO_LIMIT  # per upstream
         self.balance = ""  # `least` or `round_robin`, where that was asked for
+        self.gain = Gain()  # of language models
         self.turn = 0  # round_robin: whose it is next
         self.meter = Meter(now)
         self.queue: FairQueue[Waiter] | None = None  # made when somebody waits

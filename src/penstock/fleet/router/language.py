@@ -92,7 +92,7 @@ class Language:
                 tenant, service.endpoint.name, prompt.tokens + prompt.output, wall_clock(), wall_clock
             )  # fmt: skip
             name, weight = tenant.name, tenant.weight
-        talk = Talk(prompt, balanced, settle)
+        talk = Talk(prompt, balanced, front.clock, settle)
         plan = made.for_service(head, service)
         return Exchange(front, client, head, plan, body, streams, began, name, weight, talk)
 

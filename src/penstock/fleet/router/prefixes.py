@@ -36,12 +36,13 @@ LONGEST_S: Final = 600.0
 class Prefixes:
     """Of one replica."""
 
-    __slots__ = ("_bound", "_longest_s", "_most", "_used")
+    __slots__ = ("_bound", "_longest_s", "_most", "_tells", "_used")
 
     def __init__(self, most: int = MOST_BLOCKS, longest_s: float = LONGEST_S) -> None:
         self._bound = most
         self._most = most  # as far as answers have told
         self._longest_s = longest_s
+        self._tells = False  # that something was cached, some answer said: those that never do may not know
         self._used: dict[int, float] = {}  # key -> last use; the least recent first
 
     def __len__(self) -> int:
@@ -71,7 +72,11 @@ class Prefixes:
 
     def learn(self, believed: int, cached: int) -> None:
         """An answer says that the replica had `cached` blocks of a prompt, of which it was believed to have `believed`.
-        It keeps less than was thought if that is under a half; else perhaps more."""
+        It keeps less than was thought if that is under a half; else perhaps more. Engines that cannot tell say 0, so
+        that 0 counts only once another number was seen."""
+        self._tells = self._tells or cached > 0
+        if not self._tells:
+            return
         if cached * 2 < believed:
             self._most = max(min(LEAST_BLOCKS, self._most), len(self._used) * 3 // 4)
             while len(self._used) > self._most:

@@ -26,9 +26,9 @@ MOST_BYTES: Final = 1 << 20
 BYTES_PER_TOKEN: Final = 4.0
 """Of English text with vocabularies of 32 to 128 thousand; what is not English has fewer. A router has no tokenizer."""
 
-DECODE_COST: Final = 4.0
-"""What an output token costs, in prompt tokens: an estimate, which the simulation shares
-(tests/simulated_replicas.py) and no measurement has confirmed."""
+MOST_WAITED: Final = 64
+"""Output tokens that count as load, each as a prompt token. An answer on its way slows others down, its own replica's
+only and by a part of each step; and what is written in the end, nobody knows."""
 
 _USUAL_OUTPUT = 256
 _MOST_OUTPUT = 1024  # clients ask for room that they seldom use
@@ -42,11 +42,13 @@ class Prompt:
     """One request as the balancer sees it.
 
     `keys` are those of its whole blocks (`prefixes.Prefixes`), `root` the bytes that stand for its beginning with every
-    router alike. `prefill` and `decode` are what is left to do, in prompt tokens; `upstream` does it.
+    router alike. `prefill` and `decode` are what it is of a replica's load, in prompt tokens; `upstream` has it, from
+    `entered` on.
     """
 
     __slots__ = (
-        "adapter", "decode", "given", "keys", "matched", "output", "prefill", "root", "session", "tokens", "upstream",
+        "adapter", "alone", "decode", "entered", "given", "keys", "matched", "output", "prefill", "root", "session",
+        "tokens", "upstream",
     )  # fmt: skip
 
     def __init__(self, keys: tuple[int, ...], root: bytes, tokens: float, output: float) -> None:
@@ -55,11 +57,13 @@ class Prompt:
         self.tokens = tokens  # of the prompt, estimated
         self.output = output  # tokens that will probably be written
         self.prefill = tokens
-        self.decode = output * DECODE_COST
+        self.decode = min(output, float(MOST_WAITED))
         self.adapter = ""  # set where `model` names one
         self.session: bytes | None = None
         self.matched = 0  # blocks that its replica was believed to have
         self.upstream: Upstream | None = None
+        self.alone = False  # its replica had nothing else to do
+        self.entered = 0.0
         self.given = 0.0  # what its replica's load has of it now
 
 

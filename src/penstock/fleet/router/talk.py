@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from penstock.fleet.router.prefix_choice import begun, leave
+from penstock.fleet.router.prefix_choice import begun, first_token, leave
 from penstock.fleet.router.prompts import Prompt
 from penstock.fleet.router.usage import Tail, Usage
+
+_STREAMS = (b"data:", b"event:")
 
 Settle = Callable[[float], None]
 """Told once how many tokens a request really took."""
@@ -15,12 +17,15 @@ Settle = Callable[[float], None]
 class Talk:
     """Of one exchange. `over` is called once, whatever became of it."""
 
-    __slots__ = ("_settle", "_status", "_tail", "balanced", "prompt")
+    __slots__ = ("_clock", "_settle", "_status", "_tail", "balanced", "prompt")
 
-    def __init__(self, prompt: Prompt, balanced: bool, settle: Settle | None = None) -> None:
+    def __init__(
+        self, prompt: Prompt, balanced: bool, clock: Callable[[], float], settle: Settle | None = None
+    ) -> None:  # fmt: skip
         """`balanced`: replicas are chosen by what they have of the prompt."""
         self.prompt = prompt
         self.balanced = balanced
+        self._clock = clock
         self._settle = settle
         self._tail: Tail | None = None
         self._status = 0
@@ -33,6 +38,8 @@ class Talk:
         """More of the answer's body."""
         if self._tail is None:
             self._tail = Tail()
+            if self._status == 200 and pieces and pieces[0].startswith(_STREAMS):
+                first_token(self.prompt, self._clock())  # a whole answer comes with its last one
             begun(self.prompt)
         self._tail.add(pieces)
 
