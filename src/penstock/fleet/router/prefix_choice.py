@@ -67,7 +67,8 @@ def enter(upstream: Upstream, prompt: Prompt, now: float) -> None:
     """The replica gets the prompt: its load grows, and from now on it has this beginning."""
     leave(prompt)
     prompt.matched = upstream.prefixes.match(prompt.keys, now)
-    prompt.prefill = max(0.0, prompt.tokens - prompt.matched * TOKENS_PER_BLOCK * upstream.lane.gain.worth)
+    known = prompt.matched * TOKENS_PER_BLOCK * upstream.lane.gain.worth
+    prompt.prefill = float(round(max(0.0, prompt.tokens - known)))  # whole numbers: sums of them lose nothing
     prompt.upstream = upstream
     upstream.given_at = prompt.entered = now
     prompt.alone = not upstream.in_flight
