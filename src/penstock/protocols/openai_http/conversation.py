@@ -128,6 +128,8 @@ def tools(fields: Fields) -> tuple[tuple[Tool, ...], str, bool]:
         )
         choice = _old_choice(fields, found)
     else:
+        if fields.take("function_call") not in (None, "none", "auto"):
+            raise fields.refused("function_call", "it only when 'functions' are specified", "invalid_value")
         found = tuple(_listed(fields, at, value) for at, value in enumerate(listed or ()))
         found, choice = choice_of(fields, found)
     names = [tool.name for tool in found]
