@@ -79,6 +79,46 @@ def write_lora(base: Path, target: Path, seed: int, *, rank: int = 4, size: floa
     _close(writer)
 
 
+def write_llama(base: Path, target: Path, heads: int = 2, size: int = 64, **header: Any) -> None:
+    """A Llama of one layer and random weights, with the tokenizer of the GGUF file `base`; heads of `size` numbers.
+
+    `header`: more of its keys, below "llama.", "__" for each dot.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(str(base))
+    width, inner = heads * size, 2 * heads * size
+    writer = gguf.GGUFWriter(str(target), "llama")
+    for field in reader.fields.values():
+        if field.name.startswith("tokenizer."):
+            inside = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inside)
+    writer.add_block_count(1)
+    writer.add_context_length(256)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    for key, value in header.items():
+        name = f"llama.{key.replace('__', '.')}"
+        writer.add_string(name, value) if isinstance(value, str) else writer.add_float32(name, value)
+    chance = np.random.default_rng(1)
+    vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)
+    shapes = {"attn_q": (width, width), "attn_k": (width, width), "attn_v": (width, width),
+              "attn_output": (width, width), "ffn_gate": (inner, width), "ffn_up": (inner, width),
+              "ffn_down": (width, inner)}  # fmt: skip
+    writer.add_tensor("token_embd.weight", chance.normal(scale=0.1, size=(vocabulary, width)).astype(np.float32))
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
+    for name, shape in shapes.items():
+        values = chance.normal(size=shape) / shape[1] ** 0.5
+        writer.add_tensor(f"blk.0.{name}.weight", values.astype(np.float32))
+    _close(writer)
+
+
 def _close(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

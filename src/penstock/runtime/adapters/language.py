@@ -22,8 +22,7 @@ from penstock.core.messages import Parameter
 from penstock.core.servable import LoadContext, Outlet, Servable, Tensors
 from penstock.language import files
 from penstock.runtime.engines import Engine, EngineContext, Pouring
-from penstock.runtime.language import fit, wire
-from penstock.runtime.language.choice import choose
+from penstock.runtime.language import choice, wire
 from penstock.runtime.language.joining import Joiner
 
 _LORA = "lora."
@@ -98,11 +97,12 @@ class LanguageAdapter:
             found = files.look(path)
         except InvalidInput as error:
             raise LoadError(error.message) from error
-        plug = choose(found, context.device, str(context.options.get("engine", "")))
-        asked = engine_context(context)
-        if context.options.get("memory_check", True):
-            asked = fit.fitted(found, asked, plug.name)
-        return LanguageServable(plug.load(found, asked))
+        options = context.options
+        engine = choice.load(
+            found, engine_context(context), str(options.get("engine", "")),
+            check_memory=bool(options.get("memory_check", True)),
+        )  # fmt: skip
+        return LanguageServable(engine)
 
 
 def engine_context(context: LoadContext) -> EngineContext:

@@ -18,7 +18,7 @@ from penstock.language.files import ModelFiles
 from penstock.runtime.conversion import cache, half_gguf, openvino_ir, safetensors
 
 DTYPES = ("int8", "int4", "f16")
-_CONVERTER = 1  # raise it when the same source becomes another model, so that no old entry is used
+_CONVERTER = 2  # raise it when the same source becomes another model, so that no old entry is used
 _PACKAGES = {"openvino": "openvino", "openvino-genai": "openvino_genai", "nncf": "nncf", "gguf": "gguf",
              "openvino-tokenizers": "openvino_tokenizers"}  # fmt: skip
 _OPTIMUM = "optimum-cli"
@@ -37,9 +37,8 @@ def convert(files: ModelFiles, dtype: str, folder: Path, progress: Callable[[str
     """
     if files.kind == "openvino":
         return files.path
+    check_dtype(dtype)
     dtype = dtype or "int8"
-    if dtype not in DTYPES:
-        raise LoadError(f"dtype = {dtype!r}: OpenVINO models are made as {', '.join(DTYPES)}")
     if problem := reason(files):
         raise LoadError(f"{files.path.name} cannot be converted: {problem}")
     foreign = bool(_unknown(files))
@@ -60,6 +59,12 @@ def convert(files: ModelFiles, dtype: str, folder: Path, progress: Callable[[str
             raise LoadError(f"the conversion of {files.path.name} gave no {openvino_ir.MODEL}")
 
     return cache.entry(folder / "openvino", sources, f"{_CONVERTER} {dtype} {made_by}", make)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises LoadError for a dtype that models are not converted to."""
+    if dtype and dtype not in DTYPES:
+        raise LoadError(f"dtype = {dtype!r}: OpenVINO models are made as {', '.join(DTYPES)}")
 
 
 def reason(files: ModelFiles) -> str:

@@ -68,19 +68,35 @@ def _run(command: list[str], source: Path, progress: Callable[[str], None]) -> N
 
 def convert(source: Path, target: Path, dtype: str, progress: Callable[[str], None]) -> None:
     """Writes `openvino_model.xml` and `.bin` into `target`."""
-    from penstock.runtime.conversion import half_gguf
+    from penstock.language import gguf
+    from penstock.runtime.conversion import half_gguf, rotation
 
     half = target / "half.gguf"
     if source.is_dir():
         config = json.loads((source / "config.json").read_text("utf-8"))
         half_gguf.from_folder(source, config, half, progress)
+        told = rotation.told_of(config)
+        divisors = None
     else:
         half_gguf.from_gguf(source, half, progress)
+        header = gguf.read_header(source)
+        told, divisors = half_gguf.rotation_of(header), half_gguf.divisors_of(source)
     progress("building the graph")
     _read_by_genai(half)
+    base, size = half_gguf.head_of(gguf.read_header(half))
     half.unlink()
+    import openvino
+
+    model = openvino.Core().read_model(target / MODEL)
+    wanted = rotation.scaled(told, size)
+    rotation.put(model, base, wanted if divisors is None else wanted / divisors)
     if dtype != "f16":
-        _compress(target / MODEL, dtype, progress)
+        progress(f"compressing the weights to {dtype}")
+        model = _compressed(model, dtype)
+    # Matrices are in f16 or smaller by now: what is left in f32 must not be rounded once more.
+    openvino.save_model(model, target / "exact.xml", compress_to_fp16=False)
+    for suffix in (".bin", ".xml"):
+        (target / "exact").with_suffix(suffix).replace((target / MODEL).with_suffix(suffix))
 
 
 def _read_by_genai(half: Path) -> None:
@@ -96,22 +112,12 @@ def _read_by_genai(half: Path) -> None:
     )
 
 
-def _compress(path: Path, dtype: str, progress: Callable[[str], None]) -> None:
+def _compressed(model: Any, dtype: str) -> Any:
     import nncf
-    import openvino
 
-    progress(f"compressing the weights to {dtype}")
-    model = openvino.Core().read_model(path)
     if dtype == "int8":
-        compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    else:
-        compressed = nncf.compress_weights(
-            model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=_group(model), ratio=1.0
-        )
-    small = path.with_name("compressed.xml")
-    openvino.save_model(compressed, small)
-    for suffix in (".bin", ".xml"):
-        small.with_suffix(suffix).replace(path.with_suffix(suffix))
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=_group(model), ratio=1.0)
 
 
 def _group(model: Any) -> int:

@@ -8,7 +8,7 @@ What an implementer owes:
 
 1. `fit` looks at names, headers and what is installed, imports nothing heavy, and says in one sentence what is missing.
 2. `load` blocks until the engine can answer, raises `LoadError` with what to install or do, and reports progress of
-   long work (conversion) with `print`, which the server logs.
+   long work (conversion) with `print`, which the server logs. Where `fit` was too hopeful, it raises `Unfit`.
 3. `info` tells the truth: what it does not list is refused before it reaches the engine. `generate` honours everything
    that `info` lists, exactly.
 4. `generate` gives each token once, in order; the last Delta has `finish_reason`. Tokens that came together may come in
@@ -25,9 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from penstock.core.errors import LoadError
 from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation
 from penstock.core.messages import Parameter
-from penstock.language.files import ModelFiles
+from penstock.language.files import FileKind, ModelFiles
+
+
+class Unfit(LoadError):
+    """This engine cannot load these files; another one may. The message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ class EnginePlug(Protocol):
     name: str
     preference: int  # among engines that fit, the highest is chosen for a CPU; see `runtime.language.choice`
     devices: frozenset[str]  # kinds it runs on: "cpu", "cuda"
+    kinds: frozenset[FileKind]  # of files among which `fit` finds some that it takes
 
     def fit(self, files: ModelFiles) -> str:
         """ "" when it can load these files here and now; else why not, and what would help."""

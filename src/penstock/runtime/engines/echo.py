@@ -16,7 +16,7 @@ from typing import Literal
 
 from penstock.core.errors import LoadError
 from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation, TokenLogprob
-from penstock.language.files import ModelFiles
+from penstock.language.files import FileKind, ModelFiles
 from penstock.runtime.engines import Engine, EngineContext
 
 END, BEGIN, VOCABULARY = 256, 257, 258
@@ -119,6 +119,7 @@ class EchoPlug:
     name = "echo"
     preference = 0
     devices = frozenset({"cpu", "cuda"})
+    kinds: frozenset[FileKind] = frozenset({"echo"})
 
     def fit(self, files: ModelFiles) -> str:
         return "" if files.kind == "echo" else "it is for tests"

@@ -26,7 +26,7 @@ import msgspec
 
 from penstock.core.errors import DeadlineExceeded, InvalidInput, LoadError, ServableError, TooLarge, Unsupported
 from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation, Sampling, TokenLogprob
-from penstock.language.files import ModelFiles
+from penstock.language.files import FileKind, ModelFiles
 from penstock.language.split_characters import Pieces, inside_character
 from penstock.runtime.engines import Engine, EngineContext
 from penstock.runtime.engines.llamacpp import wire
@@ -329,6 +329,7 @@ class LlamaPlug:
     name = "llamacpp"
     preference = 40
     devices = frozenset({"cpu", "cuda"})
+    kinds: frozenset[FileKind] = frozenset({"gguf"})
 
     def fit(self, files: ModelFiles) -> str:
         """See `EnginePlug`."""

@@ -4,14 +4,15 @@ once; embeds, ranks and classifies with encoders from Hugging Face and sentence-
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 from penstock.core.errors import LoadError
 from penstock.core.nearest import nearest
-from penstock.language.files import ModelFiles
+from penstock.language.files import FileKind, ModelFiles
 from penstock.runtime import conversion
 from penstock.runtime.conversion import cache, encoder_shape
 from penstock.runtime.conversion.openvino_ir import forbid_telemetry
-from penstock.runtime.engines import Engine, EngineContext
+from penstock.runtime.engines import Engine, EngineContext, Unfit
 from penstock.runtime.engines.openvino import encoding, generating
 
 
@@ -21,6 +22,7 @@ class OpenVinoPlug:
     name = "openvino"
     preference = 80
     devices = frozenset({"cpu"})
+    kinds: frozenset[FileKind] = frozenset({"gguf", "huggingface", "openvino", "sentence"})
 
     def fit(self, files: ModelFiles) -> str:
         if files.task != "generate" and files.kind in ("huggingface", "sentence"):
@@ -46,18 +48,26 @@ class OpenVinoPlug:
                 f"{files.kind}: merge it into the weights, or load a GGUF model and adapter with "
                 'engine = "llamacpp", or an OpenVINO folder made by optimum-cli'
             )
-        folder = conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
+        conversion.check_dtype(context.dtype)  # the owner's mistake: no other engine is tried
+        folder = _converted(files, context)
         try:
             return generating.loaded(files, folder, context)
         except RuntimeError as error:
             if folder == files.path:
                 raise LoadError(f"OpenVINO cannot load {files.path.name}: {generating.short(error)}") from error
             cache.forget(folder)  # it was whole as far as could be seen: it is made again, once
-        folder = conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
+        folder = _converted(files, context)
         try:
             return generating.loaded(files, folder, context)
         except RuntimeError as error:
-            raise LoadError(f"OpenVINO cannot load {files.path.name}: {generating.short(error)}") from error
+            raise Unfit(f"OpenVINO cannot load what it converted: {generating.short(error)}") from error
+
+
+def _converted(files: ModelFiles, context: EngineContext) -> Path:
+    try:
+        return conversion.convert(files, context.dtype, context.cache, lambda line: print(line, flush=True))
+    except LoadError as error:
+        raise Unfit(error.message, shortage=error.shortage) from error
 
 
 plug = OpenVinoPlug()

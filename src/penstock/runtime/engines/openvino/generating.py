@@ -303,6 +303,8 @@ def loaded(files: ModelFiles, folder: Path, context: EngineContext) -> Engine:
         if precision not in _KV_BYTES:
             raise LoadError(f"kv_cache = {precision!r}: it is {', '.join(_KV_BYTES)}")
         properties["KV_CACHE_PRECISION"] = precision
+        if precision == "f32":  # attention that is computed in bf16 has no such cache (2026.4.1)
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
     properties |= _adapter(context.adapters)
     pipeline = openvino_genai.ContinuousBatchingPipeline(folder, tokenizer, schedule, "CPU", **properties)
     reserved = int(pipeline.get_metrics().cache_size_in_bytes)

@@ -29,7 +29,7 @@ from penstock.core.errors import (
 )
 from penstock.core.language import Ask, Delta, EngineInfo, EngineLoad, Event, Generation
 from penstock.core.language_json import decode_ask, encode_event
-from penstock.language.files import ModelFiles
+from penstock.language.files import FileKind, ModelFiles
 from penstock.runtime.engines import Engine, EngineContext
 from penstock.runtime.engines.remote import file as upstream_file
 from penstock.runtime.engines.remote.body import body, check
@@ -298,6 +298,7 @@ class RemotePlug:
     name = "remote"
     preference = 50
     devices = frozenset({"cpu", "cuda"})
+    kinds: frozenset[FileKind] = frozenset({"upstream"})
 
     def fit(self, files: ModelFiles) -> str:
         return "" if files.kind == "upstream" else "it takes descriptions of upstreams (NAME.upstream.toml)"

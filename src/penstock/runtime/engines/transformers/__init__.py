@@ -14,7 +14,7 @@ from penstock.core.errors import InvalidInput, LoadError
 from penstock.core.language import EngineInfo
 from penstock.core.nearest import nearest
 from penstock.language import memory
-from penstock.language.files import ModelFiles
+from penstock.language.files import FileKind, ModelFiles
 from penstock.language.generation_config import end_ids, sampling_defaults
 from penstock.language.memory.cache import token_bytes
 from penstock.language.tokenizer import open_tokenizer
@@ -34,6 +34,7 @@ class TransformersPlug:
     name = "transformers"
     preference = 10
     devices = frozenset({"cpu", "cuda"})
+    kinds: frozenset[FileKind] = frozenset({"huggingface", "sentence"})
 
     def fit(self, files: ModelFiles) -> str:
         if files.kind not in ("huggingface", "sentence"):

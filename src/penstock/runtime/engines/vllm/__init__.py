@@ -21,7 +21,7 @@ from penstock.core.errors import DeadlineExceeded, InvalidInput, LoadError, Pens
 from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation, TokenLogprob
 from penstock.core.messages import NO_DEADLINE
 from penstock.language import memory
-from penstock.language.files import ModelFiles
+from penstock.language.files import FileKind, ModelFiles
 from penstock.language.generation_config import sampling_defaults
 from penstock.language.memory.cache import token_bytes
 from penstock.runtime.engines import Engine, EngineContext
@@ -219,6 +219,7 @@ class VllmPlug:
     name = "vllm"
     preference = 50  # below OpenVINO, which is faster on CPUs; on GPUs above all that load the same folders
     devices = frozenset({"cuda", "cpu"})
+    kinds: frozenset[FileKind] = frozenset({"huggingface", "sentence"})
 
     def fit(self, files: ModelFiles) -> str:
         if files.kind not in ("huggingface", "sentence"):
