@@ -126,6 +126,18 @@ async def test_what_one_server_keeps_is_refused_in_the_shape_of_its_clients(requ
         assert await served(asked, f"{head}\r\n".encode() + body) == 200
 
 
+@pytest.mark.parametrize("depth", [260, 1000])
+async def test_a_deeply_nested_body_goes_on_and_hurts_nobody_else(depth: int) -> None:
+    """Its replica says what is wrong with it."""
+    refuses = says(b"{}", "400 Bad Request")
+    async with replicas(Replica(refuses), Replica(refuses, id="r2")) as two, rig() as asked:
+        asked.follow(endpoint(*two, name="chat"))
+        body = b'{"model":"chat","messages":' + b"[" * depth + b"]" * depth + b"}"
+        assert await served(asked, post(body, path=CHAT)) == 400
+        assert await served(asked, post(body.replace(b"messages", b"tools"), path=CHAT)) == 400
+        assert sum(len(one.seen) for one in two) == 2
+
+
 async def test_an_adapters_name_finds_its_deployment_and_stays_where_it_was_served() -> None:
     three = [Replica(lists("chat", "polite"), id=f"r{number}") for number in range(3)]
     async with replicas(*three), rig() as asked:

@@ -7,8 +7,8 @@ from test_router_balancer import Bench, Held
 
 from penstock.core.errors import InvalidInput
 from penstock.fleet.router.lanes import Upstream, Waiter
-from penstock.fleet.router.prefix_choice import leave
-from penstock.fleet.router.prefixes import Prefixes
+from penstock.fleet.router.prefix_choice import MOST_ADAPTERS, leave
+from penstock.fleet.router.prefixes import MOST_BLOCKS, Prefixes
 from penstock.fleet.router.prompts import Prompt, read_document, read_prompt
 from penstock.fleet.routes import Arm
 from penstock.fleet.routes import Upstream as Address
@@ -180,3 +180,52 @@ def test_the_spec_knows_every_balance_and_what_excludes_what() -> None:
     ):
         with pytest.raises(InvalidInput, match=words):
             read("m", {"model": "x", "requests": requests})
+
+
+def nested(depth: int) -> bytes:
+    return b'{"model":"chat","messages":' + b"[" * depth + b"]" * depth + b"}"
+
+
+@pytest.mark.parametrize("depth", [200, 253, 254, 600, 1023])
+def test_a_body_that_is_nested_deeply_is_balanced_by_load(depth: int) -> None:
+    body = nested(depth)
+    found = read_prompt(CHAT, read_document(body), len(body))
+    assert found.tokens >= len(body) / 8
+
+
+@pytest.mark.parametrize("depth", [1025, 100_000])
+def test_a_body_that_is_nested_without_end_is_refused(depth: int) -> None:
+    with pytest.raises(InvalidInput, match="not valid JSON"):
+        read_document(nested(depth))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"max_tokens": -1}, {"max_tokens": True}, {"max_tokens": 1e300}, {"max_tokens": "9"}, {"n": -5}, {"n": 10**30},
+        {"n": True}, {"tools": {"a": [None]}}, {"system": 7}, {"messages": 3}, {"messages": {"1": [[]]}}, {"model": []},
+    ],
+)  # fmt: skip
+def test_values_that_nobody_should_send_make_no_prompt_costly(more: dict[str, object]) -> None:
+    found = read_prompt(CHAT, {"model": "m", "messages": [{"role": "user", "content": "x" * 600}], **more}, 700)
+    assert 0 <= found.output <= 16 * 1024 and 0 <= found.decode <= 64 and 0 <= found.tokens < 1000
+
+
+def test_what_is_believed_of_a_replica_is_bounded_whatever_is_sent() -> None:
+    """A caller who sends a million different beginnings, and adapters without end, costs a router no more memory."""
+    bench = Bench(arm("a", "b"))
+    held = []
+    for number in range(300):
+        asked = read_prompt(CHAT, {"model": "m", "prompt": f"{number}" + "x" * 100_000}, 100_100)
+        asked.adapter = f"adapter {number}"
+        held.append((taken(bench, session=asked), asked))
+    for upstream, asked in held:
+        done(bench, upstream, asked)
+    replicas = bench.service.lanes[0].upstreams
+    assert sum(len(one.prefixes) for one in replicas) == 2 * MOST_BLOCKS
+    assert all(len(one.adapters) <= MOST_ADAPTERS and not one.load for one in replicas)
+    # What is old goes with the next prompt.
+    bench.clock.now += 10_000
+    for _ in range(2):
+        taken(bench, session=prompt("hello " * 100))
+    assert all(len(one.prefixes) <= 2 for one in replicas)

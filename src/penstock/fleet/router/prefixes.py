@@ -64,11 +64,14 @@ class Prefixes:
             used.pop(key, None)
             used[key] = now
         since = now - self._longest_s
-        while used:
-            oldest = next(iter(used))
-            if len(used) <= self._most and used[oldest] > since:
+        over = len(used) - self._most
+        gone = []  # in one pass: finding the first key of a dictionary costs as much as was deleted before it
+        for key, last in used.items():
+            if len(gone) >= over and last > since:
                 break
-            del used[oldest]
+            gone.append(key)
+        for key in gone:
+            del used[key]
 
     def learn(self, believed: int, cached: int) -> None:
         """An answer says that the replica had `cached` blocks of a prompt, of which it was believed to have `believed`.

@@ -86,9 +86,12 @@ def read_prompt(path: str, document: Mapping[str, object], size: int) -> Prompt:
         return Prompt((), b"", size / BYTES_PER_TOKEN, output)
     said = next((document[field] for field in _SAID if field in document), None)
     instructions = document.get("system", document.get("instructions"))
-    text = orjson.dumps(
-        [name, document.get("tools"), instructions, said], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
-    )
+    try:
+        text = orjson.dumps(
+            [name, document.get("tools"), instructions, said], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+        )
+    except orjson.JSONEncodeError:  # it reads values 1,024 levels deep, and writes 254: no conversation is one
+        return Prompt((), b"", size / BYTES_PER_TOKEN, output)
     root = blake2b(text[:_ROOT_BYTES], digest_size=16).digest()
     return Prompt(block_keys(text), root, len(text) / BYTES_PER_TOKEN, output)
 
