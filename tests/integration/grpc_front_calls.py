@@ -13,8 +13,6 @@ import pytest
 from penstock.core.protobuf import length_prefix
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-
-
 NAMED = (("penstock-endpoint", "m"),)
 
 

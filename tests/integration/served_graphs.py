@@ -10,11 +10,7 @@ import numpy as np
 import penstock
 
 MODELS = Path(__file__).parents[1] / "graph_models.py"
-
-
 HEAD = 'kind: Graph\ninputs: {x: "f8[n, 2]"}\n'
-
-
 GRAPHS = {
     "chain": HEAD + 'outputs: {total: "f8[n]"}\n' + """
 sequence:

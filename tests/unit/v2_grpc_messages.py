@@ -14,8 +14,6 @@ from penstock.protocols import GrpcCall, GrpcInfer, GrpcRequest, GrpcStream, Lim
 from penstock.protocols.v2_grpc import plug
 
 METHODS = {method.name: method for method in plug.methods()}
-
-
 OTHERS = {"ModelConfig", "ModelInput", "ModelOutput", "ModelVersionPolicy", "ModelInstanceGroup"} | {
     "ModelDynamicBatching",
     "ModelParameter",

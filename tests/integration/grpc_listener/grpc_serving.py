@@ -132,8 +132,6 @@ def tensor(array: np.ndarray, datatype: str = "FP32", name: str = "x") -> triton
 
 
 X = np.arange(6, dtype="f4").reshape(2, 3)
-
-
 INFER = f"/{plug.service}/ModelInfer"
 
 

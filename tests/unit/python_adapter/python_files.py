@@ -13,8 +13,6 @@ from penstock.core.servable import LoadContext, Servable
 from penstock.runtime.adapters.python import plug
 
 NUMBERS = itertools.count()
-
-
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
