@@ -10,7 +10,7 @@ Log-probabilities are natural logarithms. Token ids are those of the model's own
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -236,6 +236,9 @@ class Ask:
     caller: str = ""  # whose key it was; "" is nobody in particular
     trace: TraceContext | None = None
     whole: bool = False  # nobody sees anything of the answer before its end, so its events may come late and joined
+    # Takes events as they come, while the reader of `LanguageModel.ask` waits for the next one and has passed on all
+    # before it. False, without having looked at them: they come from the iterator, as the first and the last ones do.
+    take: Callable[[Sequence[Event]], bool] | None = None
     # How each parameter is called in the caller's own protocol, for errors: {"sampling.logit_bias": "logit_bias"}.
     names: Mapping[str, str] = field(default_factory=dict)
 

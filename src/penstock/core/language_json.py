@@ -19,9 +19,9 @@ _text: Final = msgspec.json.Encoder()
 
 
 def encode_ask(ask: Ask) -> bytes:
-    """What `Generation.ask` holds. The trace stays behind: it goes with the request."""
+    """What `Generation.ask` holds. The trace stays behind: it goes with the request. So does `take`."""
     deadline = 0.0 if ask.deadline == NO_DEADLINE else ask.deadline  # JSON knows no infinity
-    return _text.encode(dataclasses.replace(ask, deadline=deadline, trace=None))
+    return _text.encode(dataclasses.replace(ask, deadline=deadline, trace=None, take=None))
 
 
 def decode_ask(data: bytes) -> Ask:

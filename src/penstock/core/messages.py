@@ -7,7 +7,7 @@ not frozen only because the hot path fills in their timings; nobody but their ow
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from penstock.core.tensor import Array
@@ -50,6 +50,10 @@ class Request:
     trace: TraceContext | None = None  # what the caller sent of its trace; `span_id` is the parent of the model's spans
     caller: str = ""  # whose key came with it; "" is nobody in particular
     internal: bool = False  # made inside the server (of a language model); never of what came over a wire
+    # Of a stream of pieces (`core.servable.PouringServable`): takes what a piece counts for, and the piece, while the
+    # iterator's reader waits for the next answer and would do nothing else with it. False: it comes from the iterator.
+    # Never raises. Whoever cannot pass it on may leave it alone.
+    push: Callable[[int, bytes], bool] | None = None
 
 
 @dataclass(slots=True)

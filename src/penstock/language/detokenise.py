@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 from penstock.language.tokenizer import Tokenizer
 
@@ -28,20 +28,31 @@ class Detokeniser:
         self._piece = tokenizer.piece
         self._hidden = tokenizer.special_ids.difference(shown) if skip_special else frozenset[int]()
         self._decoder = _utf8("replace")
+        self._whole = True  # no half character is kept
         self._strips = tokenizer.strips_first_space and not continues
 
     def feed(self, token_id: int) -> str:
         """The text that is whole now that this token has come: "" while a character is half, or for a hidden token."""
         if token_id in self._hidden:
             return ""
-        text = self._decoder.decode(self._piece(token_id))
+        text = self._decode(self._piece(token_id))
         return self._stripped(text) if self._strips and text else text
 
-    def feed_all(self, token_ids: Iterable[int]) -> str:
+    def feed_all(self, token_ids: Sequence[int]) -> str:
         """The text that is whole now that these tokens have come."""
         hidden, piece = self._hidden, self._piece
-        text = self._decoder.decode(b"".join([piece(token) for token in token_ids if token not in hidden]))
+        if len(token_ids) == 1 and token_ids[0] not in hidden:
+            raw = piece(token_ids[0])
+            # What begins a character is not ASCII: after ASCII, and before it, there is nothing to be kept.
+            text = raw.decode("ascii") if self._whole and raw.isascii() else self._decode(raw)
+        else:
+            text = self._decode(b"".join([piece(token) for token in token_ids if token not in hidden]))
         return self._stripped(text) if self._strips and text else text
+
+    def _decode(self, raw: bytes) -> str:
+        text = self._decoder.decode(raw)
+        self._whole = not self._decoder.getstate()[0]
+        return text
 
     def finish(self) -> str:
         """What is left when no more comes: U+FFFD for half a character, else nothing."""

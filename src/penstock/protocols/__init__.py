@@ -82,6 +82,9 @@ class HttpStream:
     encode_error: Callable[[PenstockError], bytes]
     content_type: str = "text/event-stream"
     headers: tuple[tuple[str, str], ...] = ()
+    # Gives what writes a piece at once, between two that the iterator gives: None while the client takes nothing or the
+    # head is not out. For pieces that come while the listener waits for `pieces`, and only for these.
+    writer: Callable[[], Callable[[bytes], None] | None] = field(default=lambda: None)
 
 
 class Exchange(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol, TypeVar, cast
 
@@ -92,6 +92,22 @@ def streamed(
 ) -> HttpStream:
     """The answer as events. Its first piece is there once something was generated."""
     return HttpStream(pieces(events, chunks), error_event, headers=request_id(http) + headers)
+
+
+def shorten(ask: Ask, stream: HttpStream, encode: Callable[[Event], bytes]) -> HttpStream:
+    """`stream`, with events of `ask` written as they come wherever that changes no order."""
+
+    def take(events: Sequence[Event]) -> bool:
+        write = stream.writer()
+        if write is None:
+            return False
+        piece = encode(events[0]) if len(events) == 1 else b"".join(map(encode, events))
+        if piece:
+            write(piece)
+        return True
+
+    ask.take = take
+    return stream
 
 
 async def pieces(events: AsyncGenerator[E, None], chunks: Chunks[E]) -> AsyncIterator[bytes]:

@@ -76,7 +76,7 @@ async def stream(batcher: Batcher, request: Request, key: Hashable, rows: int) -
 
 def _watched(batcher: Batcher, request: Request, items: AsyncIterator[Tensors]) -> asyncio.TimerHandle | None:
     """Sees to it that a worker's stream ends at its deadline, and is blamed for the worker's death, whatever the reader
-    does meanwhile. Gives back what ends it."""
+    does meanwhile, and that its pieces take the short way. Gives back what ends it."""
     if not isinstance(items, Stream):
         return None
 
@@ -85,6 +85,8 @@ def _watched(batcher: Batcher, request: Request, items: AsyncIterator[Tensors]) 
             batcher.note_death(request.inputs, error)
 
     items.on_lost(lost)
+    if request.push is not None:
+        items.push_to(request.push)
     if request.deadline == NO_DEADLINE:
         return None
     left_s = request.deadline - time.monotonic()

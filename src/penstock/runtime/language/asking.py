@@ -36,6 +36,7 @@ from penstock.runtime.language.choice_text import ChoiceText, text_token
 from penstock.runtime.language.figures import Gaps, Spoken
 from penstock.runtime.language.gate import CHOICE
 from penstock.runtime.language.planning import Plan, Planner, check_end
+from penstock.runtime.language.pushing import Pusher
 from penstock.runtime.language.reading import marks, reader
 from penstock.runtime.language.texts import Texts
 
@@ -117,21 +118,46 @@ class Session:
     async def _events(
         self, ask: Ask, plan: Plan, choice: ChoiceText, progress: _Progress
     ) -> AsyncGenerator[Event, None]:
-        first = True
-        async with aclosing(self._deltas(ask, plan, choice.choice, progress)) as deltas:  # type: ignore[type-var]
-            async for delta in deltas:
-                if first:
-                    first = False
-                    for event in self._of_prompt(ask, plan, choice.choice, delta):
-                        yield event
-                for event in choice.feed(delta):
+        gaps = progress.gaps if ask.n == 1 else Gaps()
+
+        def note(delta: Delta, now: float) -> None:
+            if delta.cached_tokens > progress.cached_tokens:
+                progress.cached_tokens = delta.cached_tokens
+            if delta.load is not None:
+                progress.load = delta.load
+            gaps.add(now, len(delta.token_ids))
+
+        request = self._request(ask, plan, choice.choice, progress)
+        pusher = Pusher(choice, note, ask.take)
+        if ask.n == 1 and ask.take is not None:
+            request.push = pusher.push
+        answers = self._door.stream(request)
+        try:
+            async for response in answers:
+                events = pusher.left()
+                if events is None:
+                    delta = wire.answered(response.outputs)
+                    now = time.monotonic()
+                    if progress.first_token_s < 0:
+                        _note_first(progress, response, now)
+                    note(delta, now)
+                    if not pusher.begun:
+                        for event in self._of_prompt(ask, plan, choice.choice, delta):
+                            yield event
+                    events = choice.feed(delta)
+                    pusher.begun = True
+                for event in events:
                     if isinstance(event, Finished):
                         check_end(plan, choice, event)
                     yield event
                 if choice.ended:
                     return
+        finally:
+            if gaps is not progress.gaps:
+                progress.gaps.join(gaps)
+            await answers.aclose()  # type: ignore[attr-defined]  # a door's stream is an async generator
 
-    async def _deltas(self, ask: Ask, plan: Plan, choice: int, progress: _Progress) -> AsyncIterator[Delta]:
+    def _request(self, ask: Ask, plan: Plan, choice: int, progress: _Progress) -> Request:
         sampling = ask.sampling
         if choice and sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + choice)
@@ -144,28 +170,10 @@ class Session:
         inputs, parameters = wire.ask(generation)
         if choice:
             parameters[CHOICE] = choice  # they are one request together
-        request = Request(
+        return Request(
             self.card.name, inputs, self.card.version, ask.id, parameters, (), plan.deadline, ask.priority,
             Timings(received=progress.received), ask.trace, ask.caller, internal=True,
         )  # fmt: skip
-        gaps = progress.gaps if ask.n == 1 else Gaps()
-        answers = self._door.stream(request)
-        try:
-            async for response in answers:
-                delta = wire.answered(response.outputs)
-                now = time.monotonic()
-                if progress.first_token_s < 0:
-                    _note_first(progress, response, now)
-                if delta.cached_tokens > progress.cached_tokens:
-                    progress.cached_tokens = delta.cached_tokens
-                if delta.load is not None:
-                    progress.load = delta.load
-                gaps.add(now, len(delta.token_ids))
-                yield delta
-        finally:
-            if gaps is not progress.gaps:
-                progress.gaps.join(gaps)
-            await answers.aclose()  # type: ignore[attr-defined]  # a door's stream is an async generator
 
     def _choice(self, ask: Ask, plan: Plan, choice: int) -> ChoiceText:
         return ChoiceText(

@@ -55,12 +55,23 @@ class ChoiceText:
         self.reader = reader
         self._uncounted = 0  # tokens since the last event
         self._logprobs = logprobs
+        self._plain = reader is None and not logprobs and not self._stops.any
         self._spelt = 0  # characters that were made of tokens
         self._let_through = 0  # of these, those that no stop string can be of
         self._waiting: deque[tuple[int, int, TextToken]] = deque()  # tokens with where their text begins and ends
 
     def feed(self, delta: Delta) -> list[Event]:
         """The events of one delta."""
+        if self._plain and not delta.finish_reason:  # nearly every token of nearly every answer
+            count = len(delta.token_ids)
+            self.tokens += count
+            self._uncounted += count
+            text = self._detokeniser.feed_all(delta.token_ids)
+            if not text:
+                return []
+            count, self._uncounted = self._uncounted, 0
+            self.text_parts.append(text)
+            return [Text(self.choice, text, (), False, count)]
         if self._stops.any and len(delta.token_ids) > 1:
             return self._feed_by_token(delta)
         return self._feed(delta)

@@ -105,6 +105,18 @@ class Gates:
                 request.caller, prompt_tokens, max_tokens, priority=request.priority, deadline=request.deadline
             ) as admitted:
                 began = True
+                if request.push is not None:
+                    push = request.push
+
+                    def counted(count: int, piece: bytes) -> bool:
+                        nonlocal generated
+                        if not generated or not push(count, piece):
+                            return False
+                        generated += count
+                        admitted.generated = generated
+                        return True
+
+                    request.push = counted
                 async with aclosing(answers_of()) as answers:  # type: ignore[type-var]  # an async generator
                     async for response in answers:
                         if not generated:

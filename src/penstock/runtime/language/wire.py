@@ -70,9 +70,14 @@ def _finite(deadline: float) -> float:
     return 0.0 if deadline == NO_DEADLINE else deadline  # JSON knows no infinity
 
 
-def piece(delta: Delta) -> bytes:
+def piece(found: Delta) -> bytes:
     """What carries a delta."""
-    return _pack.encode(delta)
+    return _pack.encode(found)
+
+
+def delta(piece: bytes) -> Delta:
+    """The delta that `piece` was made of."""
+    return _delta.decode(piece)
 
 
 def answered(outputs: Tensors) -> Delta:

@@ -207,6 +207,9 @@ class Connection(asyncio.Protocol):
             self._wakers.append(waker)
             await waker
 
+    def takes(self, turn: Turn) -> bool:
+        return self._write_since is None and bool(self._turns) and self._turns[0] is turn
+
     def is_last(self, turn: Turn) -> bool:
         if not self._site.draining:
             return False

@@ -44,7 +44,7 @@ from penstock.runtime.listeners.router import Found
 from penstock.runtime.listeners.witness import Sight, take_http_trace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from penstock.core.door import Door
     from penstock.runtime.listeners.heads import Heads
@@ -78,6 +78,9 @@ class Wire(Protocol):
 
     async def writable(self, turn: Turn) -> None:
         """Returns once `turn` is the first of its connection and the client takes data."""
+
+    def takes(self, turn: Turn) -> bool:
+        """Whether `writable` would return at once."""
 
     def is_last(self, turn: Turn) -> bool:
         """Whether `turn` is the last that this connection answers, because the listener is draining."""
@@ -350,6 +353,7 @@ class Turn:
         more = self._headers(None) + render_headers(stream.headers)
         head = wire.heads.stream(stream.content_type, None if self.keep_alive else False, more, chunked=not self.http10)
         self.started = True
+        stream.writer = self._writer
         self.comments = stream.content_type.startswith("text/event-stream")
         wire.counters.responses[2] += 1
         wire.write(head + self._frame(first))
@@ -389,6 +393,12 @@ class Turn:
             traced = partial(take_http_trace, headers=http.headers) if _TRACEPARENT in http.headers else None
             self.sight = witness.see_refused(http.match.get("model", ""), traced, http.received)
         witness.http(http, "" if route is None else route.pattern, status, self.sight)
+
+    def _writer(self) -> Callable[[bytes], None] | None:
+        return self._write if self.output is None and self.wire.takes(self) else None
+
+    def _write(self, data: bytes) -> None:
+        self.wire.write(self._frame(data))
 
     def _frame(self, data: bytes) -> bytes:
         return data if self.http10 else chunk(data)

@@ -24,6 +24,7 @@ class Inbox:
         self._abandon = abandon
         self._items: deque[Tensors | bytes] = deque()
         self._begun = b""  # of a piece that came in several entries
+        self._push: Callable[[int, bytes], bool] | None = None
         self._error: PenstockError | None = None
         self._taken = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -39,8 +40,17 @@ class Inbox:
             return
         if self._begun:
             piece, self._begun = self._begun + piece, b""
+        push, waiter = self._push, self._waiter
+        if push is not None and waiter is not None and not waiter.done() and not self._items and push(count, piece):
+            self._taken += 1
+            self._took(self._taken)
+            return
         self._items.append(piece)
         self._wake()
+
+    def push_to(self, push: Callable[[int, bytes], bool]) -> None:
+        """From now on pieces go to `push` while the reader waits; see `core.messages.Request.push`."""
+        self._push = push
 
     def finish(self, error: PenstockError | None) -> None:
         """No item comes after this; `error` is raised to the reader once it has taken the items before it."""
@@ -103,6 +113,10 @@ class Stream(AsyncIterator[Tensors]):
         """Has `callback` called if the process dies before the model has stopped, though the reader may have left by
         then. Not if it was killed because the model went on without a reader."""
         self._inbox.lost = callback
+
+    def push_to(self, push: Callable[[int, bytes], bool]) -> None:
+        """See `core.messages.Request.push`."""
+        self._inbox.push_to(push)
 
     def expire(self, error: PenstockError) -> None:
         """Stops the model within one item although the reader may be busy elsewhere, who gets `error` next."""
