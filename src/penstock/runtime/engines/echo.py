@@ -2,6 +2,7 @@
 
 Its tokens are bytes (0 to 255), 256 ends, 257 begins. It says what the last line of its prompt says after `say:`, else
 the whole last line, one token a step. Options: `delay_s` (slept before each token), `tokens_per_delta`, `max_running`.
+Of its adapters it has the names only.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class EchoEngine:
             engine="echo", engine_version="1", context_tokens=context.context_tokens or 4096, vocabulary=VOCABULARY,
             embeds=True, top_logprobs=5, logit_bias=True, min_tokens=True, ignore_eos=True, min_p=True,
             max_running=context.max_running or 64, kv_bytes_per_token=1, kv_capacity=1 << 20, embedding_size=_SIZE,
+            adapters="request" if context.adapters else "none", adapter_names=tuple(context.adapters),
         )  # fmt: skip
 
     async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
