@@ -283,3 +283,11 @@ async def test_output_that_breaks_its_promise_is_an_error(llmecho: Path) -> None
         with pytest.raises(InvalidInput, match=r"choice = required.*cannot hold"):
             await answer(engine, ask)
         await idle(engine)
+
+
+async def test_what_a_template_refuses_is_said_in_its_own_words_of_the_messages(llmecho: Path) -> None:
+    template = "{% if messages|length < 2 %}{{ raise_exception('two at least') }}{% endif %}x"
+    async with engine_of(llmecho, options={"chat_template": template}) as engine:
+        with pytest.raises(InvalidInput, match="two at least") as refused:
+            await answer(engine, Ask(messages=[Message("user", "a")], names={"messages": "input"}))
+        assert refused.value.parameter == "input"

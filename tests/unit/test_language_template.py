@@ -137,6 +137,56 @@ def test_a_template_without_tools_is_told_them_in_words() -> None:
     assert template.render(CONVERSATIONS["one"], [TOOL]).startswith("<|im_start|>system\n# Tools")
 
 
+def test_answers_of_tools_in_words_are_one_turn_of_the_user() -> None:
+    """Gemma's template refuses two turns of the user; so does Mistral's older one."""
+    template = Template(GEMMA2, SPECIAL)
+    prompt = template.render([
+        Message("user", "q"), Message("assistant", None, tool_calls=(CALL, CALL)), Message("tool", "1"),
+        Message("tool", "2"), Message("user", "and now?"),
+    ])  # fmt: skip
+    assert prompt.endswith(
+        "<start_of_turn>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>\nand now?"
+        "<end_of_turn>\n<start_of_turn>model\n"
+    )
+    with pytest.raises(InvalidInput, match="must alternate"):
+        template.render([Message("user", "q"), Message("user", "and now?")])
+
+
+ODD = {
+    "an assistant first": [Message("assistant", "a"), Message("user", "q")],
+    "two users": [Message("user", "q"), Message("user", "q")],
+    "two assistants": [Message("user", "q"), Message("assistant", "a"), Message("assistant", "a")],
+    "an answer of no call": [Message("user", "q"), Message("tool", "1", tool_call_id="x")],
+    "an answer first": [Message("tool", "1", tool_call_id="x")],
+    "nothing said": [Message("user", ""), Message("assistant", ""), Message("user", "")],
+    "only a system": [Message("system", "s")], "only an assistant": [Message("assistant", "a")],
+    "a late system": [Message("user", "q"), Message("system", "s"), Message("user", "q")],
+    "a call without its answer": [Message("user", "q"), Message("assistant", None, tool_calls=(CALL,))],
+    "a call and no answer": [
+        Message("user", "q"), Message("assistant", None, tool_calls=(CALL,)), Message("user", "q"),
+    ],
+    "arguments that are no JSON": [
+        Message("user", "q"), Message("assistant", "a", tool_calls=(ToolCall("i", "f", "{"), ToolCall("j", "g", "[1]"))),
+        Message("tool", "1", tool_call_id="i"), Message("tool", "2", tool_call_id="j"),
+    ],
+    "only thoughts": [Message("user", "q"), Message("assistant", None, reasoning="hm"), Message("user", "q")],
+    "a role that nobody has": [Message("robot", "x")], "a system and an answer": [
+        Message("system", "s"), Message("tool", "1", tool_call_id="x")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_odd_conversation_is_rendered_or_refused_in_the_templates_words(family: str, odd: str) -> None:
+    template = Template(FAMILIES[family], SPECIAL)
+    for tools in ((), (TOOL,)):
+        for continues in {False, ODD[odd][-1].role == "assistant"}:
+            try:
+                assert template.render(ODD[odd], tools, continue_last=continues)
+            except (InvalidInput, Unsupported) as error:
+                assert "refuses the messages: " in error.message or "cannot be continued" in error.message
+
+
 def test_a_template_that_refuses_system_messages_gets_them_with_the_users() -> None:
     prompt = Template(GEMMA2, SPECIAL).render([Message("system", "Be brief."), Message("user", "q")])
     assert prompt == "<s><start_of_turn>user\nBe brief.\n\nq<end_of_turn>\n<start_of_turn>model\n"
@@ -187,6 +237,8 @@ def test_arguments_of_the_template_reach_it() -> None:
     ("source", "word"),
     [
         ("{{ raise_exception('no such role') }}", "no such role"),
+        ("{{ raise_exception() }}", "refuses the messages"),
+        ("{{ raise_exception('x' * 9999) }}", "refuses the messages: x{500}$"),
         ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", "fuel"),
         ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "cannot render"),
         ("{{ messages[0].content.__class__ }}{{ messages.x.y }}", "undefined"),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from penstock.core.language import Message, Tool, ToolCall
@@ -58,7 +59,7 @@ class Conversation:
         """The messages and the tools as the template reads them; no tools when they are told in words."""
         described = [described_tool(tool, marking) for tool in tools]
         if not self._takes_tools:
-            messages = [_in_words(message) for message in messages]
+            messages = _in_words(messages)
         written = [self._message(message, marking) for message in messages]
         if described and not self._takes_tools:
             _prepend_system(written, _tools_in_words(described))
@@ -162,15 +163,27 @@ def _called(arguments: object) -> list[Written]:
     ]
 
 
-def _in_words(message: Message) -> Message:
-    """A message without calls or answers of tools, which the template does not know: they are part of its text."""
-    if message.tool_calls:
-        calls = [_call_in_words(call) for call in message.tool_calls]
-        text = "\n".join([message.content, *calls] if message.content else calls)
-        return Message(message.role, text, message.name, message.reasoning)
-    if message.role == "tool":
-        return Message("user", f"<tool_response>\n{message.content or ''}\n</tool_response>")
-    return message
+def _in_words(messages: Sequence[Message]) -> list[Message]:
+    """Messages without calls or answers of tools, which the template does not know: they are part of their texts.
+
+    Answers that follow each other, and what the user says after them, are one turn of the user, as in Qwen's template:
+    many templates refuse two.
+    """
+    found: list[Message] = []
+    answered = False  # the last one is of tools
+    for message in messages:
+        if message.tool_calls:
+            calls = [_call_in_words(call) for call in message.tool_calls]
+            text = "\n".join([message.content, *calls] if message.content else calls)
+            message = Message(message.role, text, message.name, message.reasoning)
+        of_tool = message.role == "tool"
+        if of_tool:
+            message = Message("user", f"<tool_response>\n{message.content or ''}\n</tool_response>")
+        if answered and message.role == "user":
+            message = replace(message, content=f"{found.pop().content}\n{message.content or ''}")
+        found.append(message)
+        answered = of_tool
+    return found
 
 
 def _call_in_words(call: ToolCall) -> str:

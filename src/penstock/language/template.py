@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_SOURCE = 1 << 20  # characters; the longest in public use has about 30 thousand
 _MOST_PROMPT = 64 << 20
+_LONGEST_REFUSAL = 500  # characters; templates may put the messages in it
 _FUEL = (
     10_000_000  # steps of minijinja's machine: 0.2 s. The longest templates in public use take a few thousand a message
 )
@@ -178,8 +179,8 @@ def _never(name: str) -> bool:
     return False  # prompts are not HTML
 
 
-def _refuse(message: object) -> str:
-    raise _Refused(str(message))
+def _refuse(message: object = "") -> str:
+    raise _Refused(str(message)[:_LONGEST_REFUSAL])
 
 
 def _to_json(

@@ -96,7 +96,12 @@ class Planner:
                     parameter=checks.name(ask, "prompt"),
                 )
             return (await self._texts.decode(prompt) if ask.echo else ""), list(prompt)
-        return await self._texts.prompt(ask, tools, given)
+        try:
+            return await self._texts.prompt(ask, tools, given)
+        except InvalidInput as error:  # of the template: its own message
+            if error.parameter:
+                raise
+            raise InvalidInput(error.message, parameter=checks.name(ask, "messages"), problem="invalid_value") from None
 
     async def _compiled(self, ask: Ask, tools: Sequence[Tool], forced: Forced) -> Compiled | None:
         """What the output is held to, and checked by in the end."""
