@@ -114,7 +114,7 @@ async def test_what_one_server_keeps_is_refused_in_the_shape_of_its_clients(requ
         asked.follow(endpoint(one, name="chat"))
         answer = await asked.ask(f"{head}\r\n".encode() + body)
         found = error(answer)
-        assert answer.status == 501 and "a single server's" in found["message"]
+        assert answer.status == 501 and "a single server's" in found["message"] and "--state" in found["message"]
         if "/v1/messages" not in request_line:
             assert found["type"] == "server_error" and found["code"] == "not_routed" and found["param"] is None
         assert not one.seen

@@ -72,6 +72,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "access_log": f"{SPANS}::test_the_access_log_has_a_line_for_every_request",
         "trace_endpoint": f"{SPANS}::test_a_trace_is_connected_from_the_caller_to_user_code",
         "trace_sampling": f"{SPANS}::test_callers_decide_and_others_are_sampled",
+        "state": "chaos/test_state_survives.py::test_a_batch_goes_on_after_a_kill_and_each_line_has_one_answer",
         "log_format": f"{SERVER}::test_log_format_text_is_no_json",
         "log_level": LOGS,
     },

@@ -91,6 +91,11 @@ class ServerOptions:
     trace_sampling: float = option(
         0.01, "Share of the requests without a trace of their own that begin one.", minimum=0, maximum=1
     )
+    state: str | None = option(
+        None,
+        "Folder of files, batches and stored responses (OpenAI's API), which are there again after a restart; unset "
+        "keeps them in memory.",
+    )
     log_format: str = option(
         "auto", "Log and ready lines: text on a terminal, else JSON.", choices=("auto", "text", "json")
     )

@@ -23,9 +23,11 @@ import penstock
 from penstock.core.door import ModelDescription
 from penstock.core.errors import InvalidInput
 from penstock.protocols import AnswersLines, HttpProtocol
+from penstock.runtime.disk import from_disk
 from penstock.runtime.engine import Engine
 from penstock.runtime.fronts.supervisor import Fronts
 from penstock.runtime.language.kept import Kept
+from penstock.runtime.language.state import StateFolder
 from penstock.runtime.listeners.grpc import GrpcListener
 from penstock.runtime.listeners.http import HttpListener
 from penstock.runtime.listeners.witness import Witness
@@ -124,9 +126,10 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
     )
     manager.door = engine
     protocols = http_protocols()
-    engine.kept = kept = _kept(engine, protocols)
+    engine.kept = kept = await _kept(engine, protocols, server.state)
     http = HttpListener(engine, protocols, http_options(server, keys.keys, witness))
     async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(kept.close)  # last: what is in flight is kept too
         stack.push_async_callback(_close_models, manager, engine)
         stack.push_async_callback(repository.close)
         loading = asyncio.create_task(repository.start())
@@ -153,7 +156,7 @@ async def serving(server: ServerOptions, models: Models, stop: asyncio.Event) ->
             metrics.spans = lambda: _span_counts(recorded, fronts)
             stack.push_async_callback(asyncio.to_thread, recorded.close, LAST_SPANS_S)
         stack.push_async_callback(_drain, engine, server, http, grpc, fronts)
-        stack.push_async_callback(kept.close)  # before what is in flight finishes: nobody waits for it
+        stack.push_async_callback(kept.stop)  # before what is in flight finishes: nobody waits for it
         if not await _before(stop, loading):
             yield None
             return
@@ -187,9 +190,13 @@ async def _drain(
     await asyncio.gather(*work)
 
 
-def _kept(engine: Engine, protocols: Sequence[HttpProtocol]) -> Kept:
+async def _kept(engine: Engine, protocols: Sequence[HttpProtocol], folder: str | None) -> Kept:
+    """What the server keeps. Raises: see `StateFolder.open`."""
     answers = next(protocol for protocol in protocols if isinstance(protocol, AnswersLines))
-    return Kept(functools.partial(answers.answer_line, door=engine), answers.wishes(engine))
+    state = None if folder is None else await from_disk(StateFolder.open, folder)
+    kept = Kept(functools.partial(answers.answer_line, door=engine), answers.wishes(engine), state)
+    await kept.restore()
+    return kept
 
 
 async def _close_models(manager: Manager, engine: Engine) -> None:

@@ -26,8 +26,9 @@ _NO_HEADERS: Final[dict[str, str]] = {}
 _KEYS: Final = frozenset((b"authorization", b"x-api-key"))
 _AT_ONCE_S = 0.002  # a request that is sent so soon has its whole time left
 _KEPT_ELSEWHERE: Final = (
-    "files, batches and stored responses are a single server's, and this is a router in front of several: ask the "
-    "server itself (`penstock serve`)"
+    "files, batches and stored responses are a single server's, and this is a router in front of several, none of "
+    "which knows what another keeps. Send a batch's requests one by one, and conversations whole in `input` with "
+    "`store` false; or ask a server of its own for them: `penstock serve MODEL --state FOLDER`"
 )
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 

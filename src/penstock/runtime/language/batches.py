@@ -10,6 +10,7 @@ again makes no second ones.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import uuid
@@ -86,26 +87,31 @@ class BatchRunner:
 
     async def restore(self) -> None:
         """Takes up what the shelf holds; what is unfinished goes on with `resume`."""
+        await self._files.restore()
+        found: list[_Job] = []
         for id, text in (await self._shelf.heads()).items():
             try:
                 head = msgspec.json.decode(text, type=_Head)
             except msgspec.DecodeError as error:  # of another release
                 log.error("batch_unreadable", extra={"batch": id, "reason": str(error)})
                 continue
-            self._jobs[id] = _Job(head.owner, head.batch, 0.0)
-            self._files.finish(head.batch.input_file)
-        self.forget_old()
-
-    async def resume(self) -> None:
-        """Goes on with the batches that were not finished when the process ended."""
-        for job in self._jobs.values():
+            found.append(_Job(head.owner, head.batch, 0.0))
+        for job in sorted(found, key=lambda job: job.batch.created_at):
+            self._jobs[job.batch.id] = job
             if job.batch.status in _ENDED:
+                self._files.finish(job.batch.input_file)
                 self._journal.discard(job.batch.id)
-            elif job.task is None:
+            else:
                 try:
                     self._files.hold(job.owner, job.batch.input_file)
                 except PenstockError as error:
                     job.batch.faults.append(Fault("input_lost", f"the input file is gone: {error.message}"))
+        self.forget_old()
+
+    async def resume(self) -> None:
+        """Goes on with the batches that were not finished when the process ended."""
+        for job in list(self._jobs.values()):
+            if job.batch.status not in _ENDED and job.task is None and not self._closed:
                 self._start(job)
 
     async def close(self) -> None:
@@ -246,7 +252,7 @@ class BatchRunner:
             return
         try:
             content = await self._files.content(job.owner, job.batch.input_file)
-            answered = await self._journal.lines(job.batch.id)
+            answered, damage = await self._journal.lines(job.batch.id)
         except PenstockError as error:
             job.batch.faults.append(Fault("server_error", error.message))
             return
@@ -260,10 +266,13 @@ class BatchRunner:
         for text in answered:
             names.add(name_of(text[1:]))
             self._count(job, text[1:] + b"\n", text.startswith(_GOOD))
+        if damage:
+            job.batch.faults.append(Fault("server_error", damage))
         job.left = [line for line in reversed(lines) if line.name not in names]
         if job.batch.status == "validating":
             self._reach(job, "in_progress")
-            await self._save(job)
+            with contextlib.suppress(PenstockError):  # it is told all the same
+                await self._save(job)
 
     async def _work(self, job: _Job) -> None:
         async with asyncio.TaskGroup() as group:

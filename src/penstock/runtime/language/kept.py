@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from penstock.core.responses import AnswersWishes
 from penstock.runtime.language.batches import Answer, BatchRunner
 from penstock.runtime.language.kept_files import Bounds, KeptFiles
 from penstock.runtime.language.kept_responses import ResponseKeeper
-from penstock.runtime.language.shelves import MemoryShelf, NoJournal
+from penstock.runtime.language.shelves import MemoryShelf, NoJournal, Shelf
+from penstock.runtime.language.state import StateFolder
 
 _LOOK_S: Final = 60.0  # between looks at what is too old
 
@@ -22,26 +21,48 @@ class Kept:
     """The files, batches and answers of one server. `clock` tells the time of day. Closed by its owner."""
 
     def __init__(
-        self, answer: Answer, wishes: AnswersWishes, folder: Path | None = None, clock: Callable[[], float] = time.time
+        self,
+        answer: Answer,
+        wishes: AnswersWishes,
+        state: StateFolder | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._state = state
+
+        def shelf(kind: str) -> Shelf:
+            return MemoryShelf() if state is None else state.shelf(kind)
+
+        journal = NoJournal() if state is None else state.journal("batches")
         bounds = Bounds()
-        files = KeptFiles(bounds, clock, MemoryShelf())
-        self.batches = BatchRunner(answer, files, MemoryShelf(), NoJournal(), clock, bounds=bounds)
-        self.responses = ResponseKeeper(wishes, MemoryShelf(), clock)
+        files = KeptFiles(bounds, clock, shelf("files"))
+        self.batches = BatchRunner(answer, files, shelf("batches"), journal, clock, bounds=bounds)
+        self.responses = ResponseKeeper(wishes, shelf("responses"), clock)
         self._sweeping: asyncio.Task[None] | None = None
+
+    async def restore(self) -> None:
+        """Takes up what an earlier process left. To be called before anybody asks."""
+        await self.batches.restore()
+        await self.responses.restore()
 
     async def resume(self) -> None:
         """Goes on with what was unfinished when an earlier process ended. To be called once the models answer."""
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+        await self.batches.resume()
+        await self.responses.resume()
 
-    async def close(self) -> None:
-        """Ends all work, and returns when none is left."""
+    async def stop(self) -> None:
+        """Ends all work, and returns when none is left. Answers that others still give can be kept."""
         if self._sweeping is not None:
             self._sweeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeping
+            await asyncio.wait({self._sweeping})
         await self.batches.close()
         await self.responses.close()
+
+    async def close(self) -> None:
+        """Stops, and returns when all that is kept is where it stays."""
+        await self.stop()
+        if self._state is not None:
+            await self._state.close()
 
     async def _sweep(self) -> None:
         while True:

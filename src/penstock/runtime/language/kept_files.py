@@ -60,14 +60,15 @@ class KeptFiles:
 
     async def restore(self) -> None:
         """Takes up what the shelf holds."""
+        found: list[_Kept] = []
         for id, text in (await self._shelf.heads()).items():
             try:
                 head = msgspec.json.decode(text, type=_Head)
             except msgspec.DecodeError as error:  # of another release
                 log.error("file_unreadable", extra={"file": id, "reason": str(error)})
                 continue
-            self._kept[id] = _Kept(head.owner, head.file, True, finished=head.file.purpose != "batch")
-        self.forget_old()
+            found.append(_Kept(head.owner, head.file, True, finished=head.file.purpose != "batch"))
+        self._kept = {kept.file.id: kept for kept in sorted(found, key=lambda kept: kept.file.created_at)}
 
     async def add(
         self, owner: str, name: str, content: bytes, purpose: str, keep_s: float | None = None, id: str = ""

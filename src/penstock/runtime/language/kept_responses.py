@@ -103,11 +103,14 @@ class ResponseKeeper:
 
     async def restore(self) -> None:
         """Takes up what the shelf holds; what is unfinished begins with `resume`."""
+        found: list[tuple[str, _Head]] = []
         for id, head in (await self._shelf.heads()).items():
             try:
-                self._insert(id, msgspec.json.decode(head, type=_Head))
+                found.append((id, msgspec.json.decode(head, type=_Head)))
             except msgspec.DecodeError as error:  # of another release
                 log.error("response_unreadable", extra={"response": id, "reason": str(error)})
+        for id, kept in sorted(found, key=lambda one: one[1].created):
+            self._insert(id, kept)
         self.forget_old()
 
     async def resume(self) -> None:

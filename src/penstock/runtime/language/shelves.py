@@ -41,8 +41,9 @@ class Journal(Protocol):
         """Kept when this returns. The line holds no line end. Raises: as `Shelf`."""
         ...
 
-    async def lines(self, id: str) -> list[bytes]:
-        """All, in their order; one that was not whole when the process ended is not there. Raises: as `Shelf`."""
+    async def lines(self, id: str) -> tuple[list[bytes], str]:
+        """All, in their order; one that was not whole when the process ended is not there. With them what is wrong, ""
+        if nothing: then they are those before that place. Raises: as `Shelf`."""
         ...
 
     def discard(self, id: str) -> None: ...
@@ -80,8 +81,8 @@ class NoJournal:
     async def append(self, id: str, line: bytes) -> None:
         """See `Journal`, also of the methods below."""
 
-    async def lines(self, id: str) -> list[bytes]:
-        return []
+    async def lines(self, id: str) -> tuple[list[bytes], str]:
+        return [], ""
 
     def discard(self, id: str) -> None:
         return
