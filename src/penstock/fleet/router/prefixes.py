@@ -65,7 +65,7 @@ class Prefixes:
             used[key] = now
         since = now - self._longest_s
         over = len(used) - self._most
-        gone: list[int] = []  # in one pass: finding the first key of a dictionary costs as much as was deleted before it
+        gone: list[int] = []  # in one pass: to find a dictionary's first key costs as much as was deleted before it
         for key, last in used.items():
             if len(gone) >= over and last > since:
                 break
