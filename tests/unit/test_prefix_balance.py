@@ -10,6 +10,7 @@ from penstock.fleet.router.lanes import Upstream, Waiter
 from penstock.fleet.router.prefix_choice import MOST_ADAPTERS, leave
 from penstock.fleet.router.prefixes import MOST_BLOCKS, Prefixes
 from penstock.fleet.router.prompts import Prompt, read_document, read_prompt
+from penstock.fleet.router.talk import Talk
 from penstock.fleet.routes import Arm
 from penstock.fleet.routes import Upstream as Address
 from penstock.fleet.spec import BALANCES, Sticky, read
@@ -154,6 +155,35 @@ def test_what_will_be_written_counts_a_little_and_within_bounds() -> None:
         prompt("hi", max_tokens=10**9).decode == prompt("hi").decode == prompt("hi", max_tokens=30, n=4).decode == 64.0
     )
     assert read_prompt("/v1/embeddings", {"model": "m", "input": ["a"]}, 10).decode == 0
+
+
+def test_a_streams_first_token_tells_what_a_match_is_worth_and_a_whole_answer_does_not() -> None:
+    """Each prompt is read by an idle replica, the first of each pair anew."""
+    bench = Bench(arm("a", "b"))
+
+    def ask(text: str, answer: bytes, took_s: float) -> None:
+        asked = prompt(text)
+        upstream = taken(bench, session=asked)
+        talk = Talk(asked, True, lambda: bench.clock.now)
+        bench.clock.now += took_s
+        talk.answers(200)
+        talk.pieces((answer,))
+        talk.over()
+        done(bench, upstream)
+
+    gain = bench.lane(0).gain
+    for number in range(10):
+        ask(f"{number}" * 4000, b'{"whole": "answer"}', 2.0)
+        ask(f"{number}" * 4000, b'{"whole": "answer"}', 2.0)
+    assert gain.worth == 1.0, "the time of a whole answer is that of writing it, too"
+    for number in range(10):
+        ask(f"{number}x" * 2000, b"data: {}\n\n", 2.0)
+        ask(f"{number}x" * 2000, b"event: one\ndata: {}\n\n", 0.1)
+    assert gain.worth > 0.9
+    for number in range(40):
+        ask(f"{number}y" * 2000, b"data: {}\n\n", 2.0)
+        ask(f"{number}y" * 2000, b"data: {}\n\n", 2.0)
+    assert gain.worth < 0.1
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"nope", b'{"a":', b"\xff"])
