@@ -34,6 +34,7 @@ class ModelDescription:
     executor: str  # "inline" or "process"
     path: str
     sha256: str
+    serial: int = 0  # of one load of a version; never used again in the life of a server
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,8 @@ class Ask:
     caller: str = ""  # whose key it was; "" is nobody in particular
     trace: TraceContext | None = None
     whole: bool = False  # nobody sees anything of the answer before its end, so its events may come late and joined
+    # Headers that go with the answer, added while it is made: all are there when its first event is.
+    notes: list[tuple[str, str]] = field(default_factory=list)
     # Takes events as they come, while the reader of `LanguageModel.ask` waits for the next one and has passed on all
     # before it. False, without having looked at them: they come from the iterator, as the first and the last ones do.
     take: Callable[[Sequence[Event]], bool] | None = None

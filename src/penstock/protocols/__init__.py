@@ -54,6 +54,8 @@ class HttpRequest:
     began: float = 0.0  # monotonic: its first byte came
     deadline: float = NO_DEADLINE  # of a call (`CallRoute`): what its caller's header said, monotonic
     caller: str = ""  # whose key came with it; "" when no key is asked for
+    # Headers that go with the answer, or with a stream's head, added until it goes out.
+    notes: list[tuple[str, str]] = field(default_factory=list)
     priority: int = 0  # the level of a line of a batch, whatever its body says; 0 is as the body says
 
     def header(self, name: bytes, default: str = "") -> str:

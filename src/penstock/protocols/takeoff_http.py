@@ -125,7 +125,7 @@ async def _asks(http: HttpRequest, door: Door) -> tuple[LanguageModel, list[Ask]
         ask = Ask(prompt=prompt, max_tokens=limit, sampling=sampling, format=form, adapter=adapter, names=names)
         if template:
             ask.messages, ask.prompt = (Message("user", text),), None
-        ask.caller, ask.deadline = http.caller, http.deadline
+        ask.caller, ask.deadline, ask.notes = http.caller, http.deadline, http.notes
         asks.append(ask)
     if unknown := fields.rest():
         raise InvalidInput(f"Takeoff's API has no {', '.join(sorted(unknown)[:8])}", parameter=sorted(unknown)[0])

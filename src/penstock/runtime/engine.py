@@ -17,7 +17,7 @@ from penstock.runtime.fronts.wire import Table
 from penstock.runtime.inference import Inference
 from penstock.runtime.keys import KeyLimits
 from penstock.runtime.language.figures import Spoken
-from penstock.runtime.language.gate import Gates
+from penstock.runtime.language.gate import SERIAL, Gates
 from penstock.runtime.language.kept import Kept
 from penstock.runtime.language.session import Sessions
 from penstock.runtime.manager import Manager
@@ -71,7 +71,7 @@ class Engine:
 
     def submit(self, request: Request) -> asyncio.Future[Response]:
         """A future of the one answer; see `core.door.Door.submit`."""
-        version = self._manager.find(request.model, request.version)
+        version = self._find(request)
         if request.internal:
             return self._gates.submit(request, lambda: self._inference.submit(version, request))
         return self._inference.submit(version, request)
@@ -81,7 +81,7 @@ class Engine:
         return self._stream(request)
 
     async def _stream(self, request: Request) -> AsyncIterator[Response]:
-        version = self._manager.find(request.model, request.version)
+        version = self._find(request)
         answers = (
             self._gates.stream(version, request, lambda: self._inference.stream(version, request))
             if request.internal
@@ -92,6 +92,18 @@ class Engine:
                 yield response
         finally:
             await answers.aclose()  # type: ignore[attr-defined]  # it is an async generator
+
+    def _find(self, request: Request) -> LoadedVersion:
+        """The version that answers. Raises: NotFound; NotReady also when it is not the load that was asked, because
+        other files may mean other tokens."""
+        version = self._manager.find(request.model, request.version)
+        if request.internal and request.parameters.get(SERIAL, version.serial) != version.serial:
+            raise NotReady(
+                f"model '{request.model}' version {request.version} was loaded anew while this request was read: send "
+                "it again",
+                retry_after_s=1,
+            )
+        return version
 
     async def language(self, model: str, version: str = "") -> LanguageModel:
         """See `core.door.Door.language`."""

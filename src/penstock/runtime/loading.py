@@ -79,6 +79,7 @@ async def load(
         LoadError, InvalidInput: it could not be loaded, warmed or checked; nothing of it is left running.
     """
     loaded = LoadedVersion(wished, version, metrics.model(wished.options.name, str(version.number)))
+    loaded.serial = serial
     try:
         if wished.adapter == GRAPH:
             assert door is not None

@@ -22,6 +22,8 @@ from penstock.graphs.validate import cycle_of
 from penstock.runtime import lifecycle
 from penstock.runtime.batching.ledger import Occupancy
 from penstock.runtime.graphs.files import ADAPTER as GRAPH
+from penstock.runtime.language.defaults import LANGUAGE
+from penstock.runtime.language.fallback import check_fallback
 from penstock.runtime.loading import load
 from penstock.runtime.residency import Residency
 from penstock.runtime.sources import WishedModel, WishedVersion
@@ -296,7 +298,7 @@ class Manager:
         try:
             # A graph waits for its models, whose loads must not wait for it.
             async with contextlib.nullcontext() if entry.wished.adapter == GRAPH else self._load_slots:
-                self._check_circle(name)
+                self._check_needs(name)
                 self._loads += 1
                 loaded = await load(
                     entry.wished,
@@ -346,9 +348,14 @@ class Manager:
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
 
-    def _check_circle(self, name: str) -> None:
-        """Raises: LoadError when graphs lead to each other in a circle, where each would wait for the other."""
-        circle = cycle_of({model: list(entry.wished.needs) for model, entry in self._models.items()})
+    def _check_needs(self, name: str) -> None:
+        """Raises: LoadError when graphs lead to each other in a circle, where each would wait for the other, or when a
+        language model's fallback is none."""
+        wished = {model: entry.wished for model, entry in self._models.items()}
+        if wished[name].adapter == LANGUAGE:
+            check_fallback(name, wished)
+            return
+        circle = cycle_of({model: list(one.needs) for model, one in wished.items()})
         if name in circle:
             raise LoadError(f"the graphs {' → '.join(circle)} ask each other in a circle")
 

@@ -63,6 +63,7 @@ class LoadedVersion:
         if self.adapter == LANGUAGE:
             metrics.language = LanguageSums()
         self.sha256 = ""
+        self.serial = 0  # of this load
         self.findings = Findings(answered=False)
         self.inline: InlineExecutor | None = None
         self.pool: Pool | None = None
@@ -108,8 +109,9 @@ class LoadedVersion:
         joins = self.batcher.joinable or (self.graph is not None and self.signature.batchable)
         config["max_batch_size"] = self.options.max_batch_size if joins else 0
         return ModelDescription(
-            self.name, self.number, versions, labels, self.signature, config, self.executor, str(self.path), self.sha256
-        )
+            self.name, self.number, versions, labels, self.signature, config, self.executor, str(self.path),
+            self.sha256, self.serial,
+        )  # fmt: skip
 
     def statistics(self) -> Statistics:
         """What it has done since it was loaded."""
@@ -160,7 +162,7 @@ class LoadedVersion:
         self.closing = True
         close_by = time.monotonic() + grace_s
         try:
-            if self.batcher.in_flight:
+            if self.batcher.busy:
                 idle = asyncio.Event()
                 self.batcher.on_idle = idle.set
                 try:

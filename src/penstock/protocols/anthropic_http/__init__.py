@@ -55,7 +55,7 @@ async def create(http: HttpRequest, door: Door) -> HttpResponse | HttpStream:
     ask, wish = decode(fields, found.model.card)
     ask.adapter = found.adapter
     ask.id = f"msg_{uuid.uuid4().hex}"
-    ask.caller, ask.deadline = http.caller, http.deadline
+    ask.caller, ask.deadline, ask.notes = http.caller, http.deadline, http.notes
     if b"traceparent" in http.headers:
         ask.trace = trace.read(http.header(b"traceparent"), http.header(b"tracestate"), http.header(b"baggage"))
     events = _asked(found.model, ask)

@@ -58,7 +58,7 @@ def head_of(kind: str, name: str, model: LanguageModel) -> Head:
 
 def told(ask: Ask, http: HttpRequest, head: Head) -> Ask:
     """`ask` with what the request's headers and its listener say."""
-    ask.id, ask.caller, ask.deadline = head.id, http.caller, http.deadline
+    ask.id, ask.caller, ask.deadline, ask.notes = head.id, http.caller, http.deadline, http.notes
     if http.priority:
         ask.priority = http.priority
     if b"traceparent" in http.headers:

@@ -87,7 +87,7 @@ async def _read(http: HttpRequest, door: Door) -> tuple[LanguageModel, _Wish]:
         include_stop=given.flag("include_stop_str_in_output"),
         skip_special_tokens=given.flag("skip_special_tokens", True), adapter=given.text("lora_name", 512) or "",
         priority=given.integer("priority", 0, 1 << 15) or 0, id=identity, caller=http.caller, deadline=http.deadline,
-        names=_NAMES,
+        notes=http.notes, names=_NAMES,
     )  # fmt: skip
     if b"traceparent" in http.headers:
         ask.trace = trace.read(http.header(b"traceparent"), http.header(b"tracestate"), http.header(b"baggage"))

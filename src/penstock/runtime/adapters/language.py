@@ -24,10 +24,11 @@ from penstock.language import files
 from penstock.runtime.engines import Engine, EngineContext, Pouring
 from penstock.runtime.language import choice, wire
 from penstock.runtime.language.joining import Joiner
+from penstock.runtime.language.fallback import FALLBACK
 
 _LORA = "lora."
 # What the server reads for itself: a template instead of the model's own, what may wait, who shares requests.
-_OF_THE_SERVER = ("chat_template", "max_queued_tokens", "consumer_group", "python")
+_OF_THE_SERVER = ("chat_template", "max_queued_tokens", "consumer_group", "python", FALLBACK)
 _TRIAL = Generation("warm-up", (1, 2, 3), 1)
 
 

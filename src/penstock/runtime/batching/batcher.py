@@ -76,6 +76,7 @@ class Batcher:
         self._delay: asyncio.TimerHandle | None = None
         self._quarantine = Quarantine()
         self._closed: PenstockError | None = None
+        self._expected = 0  # requests that wait elsewhere, and will come
 
     @property
     def queued(self) -> int:
@@ -170,6 +171,22 @@ class Batcher:
     def release(self) -> None:
         """Ends what `retain` began."""
         self._settle(1)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it holds a request, or one is still to come that was let in."""
+        return bool(self.in_flight or self._expected)
+
+    def expect(self) -> None:
+        """A request that was let in will come, which waits elsewhere: until `expect_no_more`, nobody may close this
+        version as idle. To be called once for each."""
+        self._expected += 1
+
+    def expect_no_more(self) -> None:
+        """Ends what `expect` began."""
+        self._expected -= 1
+        if not self.busy and self.on_idle is not None:
+            self.on_idle()
 
     def note_death(self, inputs: Tensors, error: WorkerLost) -> None:
         """Remembers that a worker died while it answered these inputs with a stream."""
@@ -413,7 +430,7 @@ class Batcher:
 
     def _settle(self, count: int) -> None:
         self.in_flight -= count
-        if count and self.in_flight == 0 and self.on_idle is not None:
+        if count and not self.busy and self.on_idle is not None:
             self.on_idle()
 
     def _settle_dropped(self) -> None:

@@ -1,8 +1,8 @@
 """An engine without weights: the in-memory twin of the others, for tests and for measuring what lies around engines.
 
 Its tokens are bytes (0 to 255), 256 ends, 257 begins. It says what the last line of its prompt says after `say:`, else
-the whole last line, one token a step. Options: `delay_s` (slept before each token), `tokens_per_delta`, `max_running`.
-Of its adapters it has the names only.
+the whole last line, one token a step. What its file holds, it says before that, so that versions can be told apart.
+Options: `delay_s` (slept before each token), `tokens_per_delta`, `max_running`. Of its adapters it has the names only.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ _SIZE = 8  # of its embeddings
 class EchoEngine:
     """Answers with its prompt's last line."""
 
-    def __init__(self, context: EngineContext) -> None:
+    def __init__(self, context: EngineContext, says_first: bytes = b"") -> None:
         options = dict(context.options)
         self._delay_s = float(options.pop("delay_s", 0.0))
         self._step = int(options.pop("tokens_per_delta", 1))
         if options:
             raise LoadError(f"engine echo knows delay_s and tokens_per_delta, not {', '.join(options)}")
+        self._says_first = says_first
         self._running = 0
         self._held = 0
         self.info = EngineInfo(
@@ -52,7 +53,7 @@ class EchoEngine:
             text = bytes(token for token in generation.token_ids if token < END)
             line = text.rstrip(b"\n").rpartition(b"\n")[2]
             dies = line.startswith(_DIE)
-            line = line.removeprefix(_SAY).removeprefix(_DIE) or b"."
+            line = self._says_first + line.removeprefix(_SAY).removeprefix(_DIE) or b"."
             said: list[int] = []
             first = True
             while True:
@@ -127,7 +128,7 @@ class EchoPlug:
         return "" if files.kind == "echo" else "it is for tests"
 
     def load(self, files: ModelFiles, context: EngineContext) -> Engine:
-        return EchoEngine(context)
+        return EchoEngine(context, files.path.read_bytes().strip())
 
 
 plug = EchoPlug()

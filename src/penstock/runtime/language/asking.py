@@ -34,7 +34,7 @@ from penstock.language.merging import merged
 from penstock.runtime.language import wire
 from penstock.runtime.language.choice_text import ChoiceText, text_token
 from penstock.runtime.language.figures import Gaps, Spoken
-from penstock.runtime.language.gate import CHOICE
+from penstock.runtime.language.gate import CHOICE, SERIAL
 from penstock.runtime.language.planning import Plan, Planner, check_end
 from penstock.runtime.language.pushing import Pusher
 from penstock.runtime.language.reading import marks, reader
@@ -67,6 +67,7 @@ class Session:
         self._info = info
         self._texts = texts
         self._observe = observe
+        self._serial = described.serial
         timeout_s = described.config.get("timeout_s")
         self._timeout_s = float(timeout_s) if isinstance(timeout_s, int | float) else 600.0
         self._planner = Planner(described.name, info, texts, compiler, self._timeout_s)
@@ -168,6 +169,7 @@ class Session:
             gather_s=_GATHER_S if ask.whole else 0.0,
         )  # fmt: skip
         inputs, parameters = wire.ask(generation)
+        parameters[SERIAL] = self._serial
         if choice:
             parameters[CHOICE] = choice  # they are one request together
         return Request(
@@ -269,6 +271,7 @@ class Session:
             )
         received = time.monotonic()
         inputs, parameters = wire.lists(operation, batch)
+        parameters[SERIAL] = self._serial
         request = Request(
             self.card.name, inputs, self.card.version, "", parameters, (),
             deadline if deadline != NO_DEADLINE else received + self._timeout_s, 0, Timings(received=received), None,

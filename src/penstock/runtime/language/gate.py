@@ -20,6 +20,9 @@ from penstock.runtime.language.quotas import Quotas
 from penstock.runtime.language.wire import GENERATION, info_of
 from penstock.runtime.options import ModelOptions
 
+SERIAL = "serial"
+"""Parameter of a request: the load of the version (`ModelDescription.serial`) whose tokens it speaks."""
+
 CHOICE = "choice"
 """Parameter of a request: its number among the choices of one ask, which count as one request. The first one is 0."""
 
@@ -58,6 +61,10 @@ class Queue(Protocol):
 
     @property
     def slots(self) -> int: ...
+
+    def expect(self) -> None: ...
+
+    def expect_no_more(self) -> None: ...
 
 
 class Version(Protocol):
@@ -100,6 +107,7 @@ class Gates:
         except PenstockError as error:
             version.batcher.recorder.refused(error.reason)
             raise
+        version.batcher.expect()  # who waits at the gate is waited for when the version goes
         try:
             async with gate.admitted(
                 request.caller, prompt_tokens, max_tokens, priority=request.priority, deadline=request.deadline
@@ -129,6 +137,7 @@ class Gates:
                 version.batcher.recorder.refused(error.reason)
             raise
         finally:
+            version.batcher.expect_no_more()
             self._quotas.settle(reservation, prompt_tokens + generated if began else 0)
 
     def submit(self, request: Request, future_of: Callable[[], Future[Response]]) -> Future[Response]:

@@ -12,11 +12,12 @@ from penstock.core.language import LanguageModel
 from penstock.language.grammars import Compiler
 from penstock.runtime.language.asking import Session
 from penstock.runtime.language.figures import Spoken
+from penstock.runtime.language.named import Named
 from penstock.runtime.language.relaying import Relay
 from penstock.runtime.language.texts import Texts, read
 from penstock.runtime.language.wire import info_of
 
-_Key = tuple[str, int, str]  # name, version, hash of its content
+_Key = tuple[str, int, int]  # name, version, its load
 
 
 class Sessions:
@@ -29,12 +30,17 @@ class Sessions:
         self._texts: dict[_Key, asyncio.Task[Texts]] = {}
         self._compiler = Compiler()
 
-    async def open(self, model: str, version: str = "") -> LanguageModel:
-        """See `core.door.Door.language`."""
+    async def open(self, model: str, version: str = "", passed: frozenset[str] = frozenset()) -> LanguageModel:
+        """See `core.door.Door.language`. `passed` are the models that could not do what this one is asked."""
         described = self._door.describe(model, version)
+        return Named(self._door, self, version, described, await self.described(described), passed)
+
+    async def described(self, described: ModelDescription) -> LanguageModel:
+        """The one version that this describes. Raises: NotReady, Unsupported."""
         info = info_of(described.signature)
         if info is None:
-            raise Unsupported(f"'{model}' is no language model; ask /v2/models/{model}/infer")
+            name = described.name
+            raise Unsupported(f"'{name}' is no language model; ask /v2/models/{name}/infer")
         if info.chats:
             return Relay(self._door, described, info, self._observe)
         return Session(self._door, described, info, await self._read(described), self._compiler, self._observe)
@@ -65,4 +71,4 @@ class Sessions:
 
 
 def _key(described: ModelDescription) -> _Key:
-    return described.name, described.version, described.sha256
+    return described.name, described.version, described.serial

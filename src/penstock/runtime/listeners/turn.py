@@ -201,6 +201,8 @@ class Turn:
             self.keep_alive = False
         connection = (None if not self.http10 else True) if self.keep_alive else False
         extra = self._headers(timings) if _REQUEST_ID in headers or timings is not None else b""
+        if self.http.notes:
+            extra += render_headers(tuple(self.http.notes))
         self.output = wire.heads.render(response, connection, extra, head_only=self.head_only)
         wire.counters.responses[response.status // 100] += 1
         if wire.options.witness is not None and (self.sight is not None or not self.admitted):
@@ -350,7 +352,7 @@ class Turn:
         await wire.writable(self)
         if self.http10 or wire.is_last(self):
             self.keep_alive = False
-        more = self._headers(None) + render_headers(stream.headers)
+        more = self._headers(None) + render_headers((*stream.headers, *self.http.notes))
         head = wire.heads.stream(stream.content_type, None if self.keep_alive else False, more, chunked=not self.http10)
         self.started = True
         stream.writer = self._writer

@@ -36,7 +36,9 @@ class WishedModel:
     adapter: str  # resolved: empty only without versions
     versions: Mapping[int, WishedVersion]
     trouble: str = ""
-    needs: tuple[str, ...] = ()  # of a graph: the models that it asks in the same server, as far as they are there
+    # Of a graph: the models that it asks in the same server, as far as they are there. Of a language model: its
+    # fallback.
+    needs: tuple[str, ...] = ()
 
 
 class Source(Protocol):

@@ -23,6 +23,8 @@ from penstock.core.servable import Adapter
 from penstock.runtime.artifact import fingerprint, place_of
 from penstock.runtime.graphs.files import ADAPTER as GRAPH
 from penstock.runtime.graphs.files import needs
+from penstock.runtime.language.defaults import LANGUAGE
+from penstock.runtime.language.fallback import FALLBACK
 from penstock.runtime.options import ModelOptions
 from penstock.runtime.recognise import Found, adapters, look, options_for, safe_name
 from penstock.runtime.sources import WishedModel, WishedVersion
@@ -81,6 +83,8 @@ class LocalSource:
                 versions = self._versions(options.name, found, Path(entry.path).expanduser(), now)
                 if versions:
                     needed = needs(versions[max(versions)].path, options.name) if found.adapter == GRAPH else ()
+                    if found.adapter == LANGUAGE and options.options.get(FALLBACK):
+                        needed = (str(options.options[FALLBACK]),)
                     now.wished[options.name] = WishedModel(options, found.adapter, versions, needs=needed)
                     now.entries[options.name] = entry.path
         self._last = now
