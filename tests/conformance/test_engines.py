@@ -8,6 +8,7 @@ gigabytes or minutes run with --engines.
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import os
 import random
@@ -276,6 +277,31 @@ async def test_repeating_is_penalised(case: Case) -> None:
     free = await case.tokens(sampling=Sampling(temperature=0, logit_bias=bias, ignore_eos=True))
     held = await case.tokens(sampling=Sampling(temperature=0, logit_bias=bias, ignore_eos=True, frequency_penalty=2.0))
     assert len(set(held)) > len(set(free))
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(1.5, 0.0), (0.0, 2.0), (0.5, 1.0)])
+async def test_penalties_count_what_was_generated_and_not_the_prompt(
+    case: Case, presence: float, frequency: float
+) -> None:
+    if not case.real or not case.engine.info.penalties or case.engine.info.top_logprobs < 20:
+        pytest.skip("it has no penalties, or does not tell what is likely")
+    prompt = (1, *((504, 3575, 282, 4649) * 6), 504)  # "The capital of France", which goes on and on
+    sampling = Sampling(temperature=0, presence_penalty=presence, frequency_penalty=frequency)
+    said = await case.tokens(token_ids=prompt, max_tokens=16, sampling=sampling)
+    assert said
+    seen = set(prompt) if case.engine.info.engine == "llamacpp" else set()  # for presence only: docs/engines.md
+    for at, token in enumerate(said):
+        (likely,) = [
+            item for delta in await case.deltas(token_ids=(*prompt, *said[:at]), max_tokens=1, logprobs=20)
+            for item in delta.logprobs
+        ]  # fmt: skip
+        counts = collections.Counter(said[:at])
+        held = {
+            other: value - counts[other] * frequency - (presence if counts[other] or other in seen else 0)
+            for other, value in likely.top
+        }
+        best = max(held.values())
+        assert held.get(token, likely.top[-1][1]) >= best - 0.05, (at, said)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ step), `pooling` (mean, cls, last: embeds, instead of generating), `gpu_layers`,
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -73,6 +74,12 @@ class LlamaEngine:
             raise TooLarge(
                 f"the prompt has {prompt} tokens; this model holds {self.info.context_tokens} with the answer"
             )
+        sampling = generation.sampling
+        if (sampling.repetition_penalty or 1) != 1 and sampling.frequency_penalty:
+            raise InvalidInput(
+                "repetition_penalty: llama.cpp cannot count the prompt for it and not for frequency_penalty; give one "
+                "of them", parameter="repetition_penalty",
+            )  # fmt: skip
         if generation.adapter and generation.adapter not in self._adapters:
             raise InvalidInput(f"no LoRA adapter {generation.adapter!r}; there are {', '.join(self._adapters)}")
         total = min(prompt + generation.max_tokens, self.info.context_tokens)
@@ -86,11 +93,9 @@ class LlamaEngine:
 
     async def _answer(self, generation: Generation) -> AsyncGenerator[Delta, None]:
         run = _Run(generation, self._ends)
-        for asked in _stages(generation):
-            run.begin(asked)
-            ids = (*generation.token_ids, *run.said)
-            left = dataclasses.replace(asked, token_ids=ids, max_tokens=asked.max_tokens - len(run.said))
-            async with contextlib.aclosing(self._parts(left)) as stream:
+        for stage in _stages(generation):
+            run.begin(stage)
+            async with contextlib.aclosing(self._parts(run.rest())) as stream:
                 async for parts in stream:
                     for part in parts:
                         await self._take(run, part)
@@ -113,7 +118,8 @@ class LlamaEngine:
         if run.reason or run.left_off:
             return
         if part.prompt_progress is not None:
-            run.cached = part.prompt_progress.cache
+            if not run.said:
+                run.cached = part.prompt_progress.cache
         elif part.stop:
             await self._add_cut_off(run, lost)
             run.end(part.stop_type)
@@ -281,6 +287,8 @@ class _Run:
         self.cached = 0
         self.left_off = False  # at the end of a stage
         self.before = 0  # tokens said before this stage
+        # llama.cpp's penalties count the tokens of the prompt too; as often as they are there, a bias takes it back.
+        self._prompt = collections.Counter(generation.token_ids) if generation.sampling.frequency_penalty else {}
         self._stage = generation
         self.reason: Literal["", "stop", "length"] = ""
         self._logprobs: list[TokenLogprob] = []
@@ -304,6 +312,20 @@ class _Run:
     def begin(self, stage: Generation) -> None:
         """The next of `_stages`."""
         self._stage, self.before, self.left_off = stage, len(self.said), False
+
+    def rest(self) -> Generation:
+        """What is left of the stage, as llama.cpp is to be asked for it."""
+        stage, sampling = self._stage, self._stage.sampling
+        said = len(self.said)
+        if self._prompt:
+            bias = dict(sampling.logit_bias)
+            for token, count in self._prompt.items():
+                bias[token] = bias.get(token, 0.0) + count * sampling.frequency_penalty
+            sampling = dataclasses.replace(sampling, logit_bias=bias)
+        if sampling.seed is not None and said:  # or the same numbers would be drawn again
+            sampling = dataclasses.replace(sampling, seed=sampling.seed + said)
+        ids = (*stage.token_ids, *self.said)
+        return dataclasses.replace(stage, token_ids=ids, max_tokens=stage.max_tokens - said, sampling=sampling)
 
     def end(self, stop_type: str) -> None:
         """What llama.cpp says of the end. Raises: ServableError when it is none."""
