@@ -25,7 +25,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help serve test test-kserve check fuzz bench docs format lint types contract unit clean
+# Source: kserve 0.21 requires Python <3.14.
+KSERVE_FITS = $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'
+
+.PHONY: help serve test test-kserve install-kserve check fuzz bench docs format lint types contract unit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,7 +57,7 @@ $(VENV)/.installed-dev: pyproject.toml tests/requirements-models.txt | $(BIN)/py
 	@touch $@ $(VENV)/.installed
 
 # Made with the interpreter of .venv, so that both are of one version.
-$(KSERVE)/.installed: tests/requirements-kserve.txt | $(VENV)/.installed-dev
+$(KSERVE)/.installed: tests/requirements-kserve.txt | $(BIN)/python
 	@echo "installing KServe's clients into $(KSERVE) …" >&2
 	@$(BIN)/python -m venv $(KSERVE)
 	@$(KSERVE)/bin/python -m pip --disable-pip-version-check --quiet install --requirement $<
@@ -86,17 +89,19 @@ contract: $(VENV)/.installed-dev
 check: lint types contract
 	@$(BIN)/pytest -q tests/unit tests/property $(ARGS)
 
-# KServe's part comes first, so that the closing line of all other tests is the last that is printed.
-test: lint types contract test-kserve
-	@$(BIN)/pytest -q $(ARGS)
+# Installs and checks side by side. KServe's part comes before the others, so that their closing line is the last one.
+test:
+	@$(MAKE) -j2 lint types contract install-kserve
+	@$(MAKE) test-kserve
+	@$(BIN)/python tools/passes.py $(ARGS)
 
-# Source: kserve 0.21 requires Python <3.14.
-test-kserve: $(VENV)/.installed-dev
-	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then \
-		echo "KServe's clients are not tested: they need a Python older than 3.14" >&2; \
-	else \
-		$(MAKE) $(KSERVE)/.installed && \
-		SERVER_PYTHON=$(abspath $(BIN)/python) $(KSERVE)/bin/pytest -q tests/integration/test_v2_kserve_client.py; fi
+install-kserve: | $(BIN)/python
+	@if $(KSERVE_FITS); then $(MAKE) $(KSERVE)/.installed; fi
+
+test-kserve: $(VENV)/.installed-dev install-kserve
+	@if $(KSERVE_FITS); then \
+		SERVER_PYTHON=$(abspath $(BIN)/python) $(KSERVE)/bin/pytest -q tests/integration/test_v2_kserve_client.py; \
+	else echo "KServe's clients are not tested: they need a Python older than 3.14" >&2; fi
 
 docs: $(VENV)/.installed-dev
 	@$(BIN)/penstock config --markdown > docs/configuration.md

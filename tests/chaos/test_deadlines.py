@@ -17,6 +17,8 @@ import http2_frames as h2
 import pytest
 from tritonclient.grpc import service_pb2
 
+pytestmark = pytest.mark.alone
+
 MODELS = '''
 import os, socket, threading, time
 import numpy as np

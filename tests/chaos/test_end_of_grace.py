@@ -16,7 +16,7 @@ from language_streams import SURFACES, Read, becomes, read
 from running_server import ServerFactory
 from tritonclient.utils import InferenceServerException
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 
 COUNTS = """
 import time

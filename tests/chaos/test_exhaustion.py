@@ -21,6 +21,8 @@ from watched_processes import cpu_s, family, held_by
 import penstock
 from penstock.core.errors import DeadlineExceeded, Overloaded, PenstockError
 
+pytestmark = pytest.mark.alone
+
 __all__ = ["confine", "group"]  # fixtures
 
 MODELS = """

@@ -21,6 +21,8 @@ from hostile_wire import begin_peak, connect, exchange, memory_bytes, peak_bytes
 
 import penstock
 
+pytestmark = pytest.mark.alone
+
 SAME = """
 import penstock
 

@@ -21,6 +21,8 @@ from running_server import RunningServer, ServerFactory
 import penstock
 from penstock.core.errors import NotFound, NotReady
 
+pytestmark = pytest.mark.alone
+
 Figure = Callable[..., None]
 
 CODE = """

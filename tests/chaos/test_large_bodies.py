@@ -15,6 +15,8 @@ import pytest
 from mixed_load import binary
 from watched_processes import held_by
 
+pytestmark = pytest.mark.alone
+
 Figure = Callable[..., None]
 
 MODELS = """

@@ -15,6 +15,8 @@ import onnx
 import pytest
 from watched_processes import Held, family, held_by, named_shared_memory, zombies
 
+pytestmark = pytest.mark.alone
+
 Figure = Callable[..., None]
 
 GOOD = """

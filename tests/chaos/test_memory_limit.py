@@ -17,6 +17,8 @@ import penstock
 from penstock.core.errors import PenstockError, WorkerLost
 from penstock.runtime.workers.memory_group import MemoryGroup
 
+pytestmark = pytest.mark.alone
+
 __all__ = ["confine", "group"]  # fixtures
 
 MODELS = """

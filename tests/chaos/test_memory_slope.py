@@ -15,6 +15,8 @@ import pytest
 from mixed_load import SORTS, Mix, write_models
 from watched_processes import Held, Slope, Watch, family, named_shared_memory, slope, zombies
 
+pytestmark = pytest.mark.alone
+
 Figure = Callable[..., None]
 
 SOAK_HOURS = float(os.environ.get("SOAK_HOURS", "24"))

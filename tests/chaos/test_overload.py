@@ -16,6 +16,8 @@ import pytest
 
 from penstock import ledger
 
+pytestmark = pytest.mark.alone
+
 MODELS = """
 import time
 import penstock

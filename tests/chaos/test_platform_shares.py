@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from running_fleet import FleetFactory, RunningFleet, until
 
+pytestmark = pytest.mark.alone
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rollout"
 ONE, TWO = (str(EXAMPLE / "models" / number) for number in ("1", "2"))
 ROW = json.loads((EXAMPLE / "digits.json").read_text())[0]["image"]

@@ -13,6 +13,8 @@ import pytest
 from mixed_load import HttpClient, get, json_body, post
 from watched_processes import held_by
 
+pytestmark = pytest.mark.alone
+
 Figure = Callable[..., None]
 
 MODELS = """

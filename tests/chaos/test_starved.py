@@ -18,6 +18,8 @@ from confined import group, limit_cpu
 
 from penstock import ledger
 
+pytestmark = pytest.mark.alone
+
 __all__ = ["group"]  # a fixture
 
 MODEL = """

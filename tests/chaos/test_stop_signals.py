@@ -26,6 +26,8 @@ from watched_processes import family
 import penstock
 from penstock.core.errors import PenstockError
 
+pytestmark = pytest.mark.alone
+
 MODELS = """
 import time
 import penstock

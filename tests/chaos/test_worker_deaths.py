@@ -25,6 +25,8 @@ import penstock
 from penstock import ledger
 from penstock.core.errors import PenstockError, WorkerLost
 
+pytestmark = pytest.mark.alone
+
 # What user code does with a number below 0; everything else is answered, a little later.
 MODELS = """
 import asyncio, ctypes, os, signal, threading, time

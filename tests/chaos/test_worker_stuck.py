@@ -21,6 +21,8 @@ import penstock
 from penstock import ledger
 from penstock.core.errors import PenstockError
 
+pytestmark = pytest.mark.alone
+
 # Each hangs for a number below 0, and holds the interpreter for half a second for 0.
 MODELS = """
 import asyncio, ctypes, re, threading, time

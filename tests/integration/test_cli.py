@@ -91,6 +91,7 @@ def test_version_imports_no_framework_and_names_those_it_finds() -> None:
     assert done.stderr == "[]\n"
 
 
+@pytest.mark.alone
 def test_version_is_quick() -> None:
     def seconds() -> float:
         """Processor time, which a busy machine stretches less than the clock's."""

@@ -79,6 +79,7 @@ async def ask(batcher: Batcher, value: float) -> Response:
     return await batcher.submit(request(value), None, 1)
 
 
+@pytest.mark.alone
 async def test_stream_ends_at_its_deadline_though_the_model_computes_on(tmp_path: Path) -> None:
     async with loaded(tmp_path, "stream") as version:
         count, began = 0, time.monotonic()

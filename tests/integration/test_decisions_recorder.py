@@ -35,6 +35,8 @@ from penstock.fleet.store.batch import Decision, Outcome, Reward
 from penstock.fleet.store.decisions import Decisions
 from penstock.fleet.store.engine import open_engine
 
+pytestmark = pytest.mark.alone
+
 SECRET = "42" * 32
 ENDPOINT = Endpoint("fraud", (Arm(1, 0.5), Arm(2, 0.5)), 1, experiment=7, logged=True, shadow=Shadow(3))
 TABLE = Table(1, (ENDPOINT,), secret=SECRET)

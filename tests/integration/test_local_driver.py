@@ -40,6 +40,7 @@ async def test_replica_is_ready_under_the_deployments_name_and_starts_once(repli
     assert len(replicas.driver.replicas()) == 1
 
 
+@pytest.mark.alone
 async def test_death_is_seen_at_once_with_its_reason_and_nothing_is_left(replicas: Fleet, figure) -> None:
     seen_s = []
     for id in ("three", "two", "one"):  # the best of some: this process may itself wait for a processor

@@ -120,6 +120,7 @@ def test_batch_sizes_pad_a_batch_and_the_padding_is_not_answered(ask: Start) -> 
     assert result["rows"].tolist() == [4]
 
 
+@pytest.mark.alone
 def test_batch_delay_s_makes_a_free_worker_wait_for_more(ask: Start) -> None:
     client = ask(eager={"path": "rows"}, patient={"path": "rows", "batch_delay_s": 0.5})
 

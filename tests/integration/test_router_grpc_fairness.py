@@ -18,6 +18,8 @@ from grpc_front_harness import SERVICE, endpoint, peer, router_process
 from penstock.fleet.routes import Table, Tenant
 from penstock.fleet.spec import Requests
 
+pytestmark = pytest.mark.alone
+
 SLOTS = 8
 SERVICE_S = 0.12
 SPREAD = 0.5  # of the lognormal times of service

@@ -80,6 +80,7 @@ def test_more_rows_than_a_batch_may_hold_come_back_whole_and_in_order(server: Fa
     assert infer(running, "double", x)["y"].tolist() == [2 * value for value in x]
 
 
+@pytest.mark.alone
 def test_deadline_is_answered_while_the_model_still_computes_and_the_slot_stays_taken(
     server: Factory, tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def penstock_metrics(running: Any) -> str:
     return text
 
 
+@pytest.mark.alone
 def test_unreachable_deadline_is_refused_at_admission(server: Factory) -> None:
     running = server({"slow": model("slow", workers=1)})
     infer(running, "slow", [1.4])  # now the server knows how long one takes
@@ -337,6 +339,7 @@ def test_overload_and_deadline_keep_their_types_in_the_client(server: Factory) -
         infer(running, "slow", [1.5], timeout_s=0.1)
 
 
+@pytest.mark.alone
 def test_stop_ends_within_its_grace_although_the_model_computes_on(server: Factory) -> None:
     running = server({"slow": model("slow", workers=1)}, grace_s=0.3)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:

@@ -91,6 +91,7 @@ def test_the_clients_speak_with_penstock(connect: Any, running: Any) -> None:
         client.call("unload", "double")
 
 
+@pytest.mark.alone
 def test_errors_keep_their_type_across_the_wire(connect: Any, running: Any) -> None:
     client = connect(running.http, api_key="key", retries=0)
     with pytest.raises(errors.NotFound, match="nobody"):

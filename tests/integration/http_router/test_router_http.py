@@ -230,6 +230,7 @@ async def test_weights_are_kept_and_named() -> None:
         assert 140 < counts["4"] < 260
 
 
+@pytest.mark.alone
 async def test_the_deadline_is_answered_and_the_replica_told() -> None:
     async with replicas(Replica(silent)) as (replica,), rig() as router:
         router.follow(endpoint(replica))

@@ -227,6 +227,7 @@ async def test_a_router_starts_from_its_cache_and_without_one_that_can_be_read(s
             assert router.process.poll() is None
 
 
+@pytest.mark.alone
 async def test_waking_is_told_at_once_and_the_load_each_second(state: Path) -> None:
     controller = Controller(state)
     await controller.start()

@@ -17,6 +17,8 @@ from penstock.core.errors import (
     WorkerLost,
 )
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize(
     ("do", "cause"), [("segfault", "SIGSEGV"), ("exit", "exited with code 7")]

@@ -23,6 +23,8 @@ from penstock.runtime.workers.frame import LoadSpec
 from penstock.runtime.workers.pool import Pool
 from penstock.runtime.workers.process import WorkerProcess
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize(
     ("kind", "text"),
