@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from running_server import RunningServer, ServerFactory
 
-pytestmark = pytest.mark.browsers
+pytestmark = [pytest.mark.browsers, pytest.mark.timeout(180)]  # a browser, a server and real weights on few cores
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -98,6 +98,34 @@ async def test_escape_stops_and_the_next_message_works(page: Any) -> None:
     await expect(page.locator(".turn.assistant .content").last).to_have_text("hello")
     await page.keyboard.press("Control+k")
     await expect(page.locator(".turn")).to_have_count(0)
+
+
+async def test_a_new_conversation_holds_nothing_of_the_one_before(page: Any) -> None:
+    from playwright.async_api import expect
+
+    await page.select_option(".column select", "echo")
+    asked: list[Any] = []
+    page.on("request", lambda request: asked.append(request.post_data_json) if request.method == "POST" else None)
+    await page.fill("#say", "say:" + "x" * 200)
+    await page.press("#say", "Enter")
+    await expect(page.locator(".turn.assistant .content")).to_contain_text("xx")
+    await page.keyboard.press("Control+k")
+    await expect(page.locator("#send")).to_have_text("Send")
+    await page.fill("#say", "say:" + "y" * 200)
+    await page.press("#say", "Enter")
+    await expect(page.locator(".turn.assistant .content")).to_contain_text("y")
+    assert [turn["role"] for turn in asked[-1]["messages"]] == ["user"]
+    # A column that goes while it answers stops, and the other one goes on.
+    await page.keyboard.press("Escape")
+    await page.keyboard.press("Control+b")
+    await page.select_option(".column:last-child select", "echo")
+    await page.fill("#say", "say:" + "z" * 250)
+    await page.press("#say", "Enter")
+    await expect(page.locator(".column:last-child .turn.assistant .content")).to_contain_text("z")
+    await page.keyboard.press("Control+b")
+    await expect(page.locator(".column")).to_have_count(1)
+    await page.keyboard.press("Escape")
+    await expect(page.locator("#send")).to_have_text("Send")
 
 
 async def test_the_code_it_shows_is_the_request(page: Any, running: RunningServer) -> None:

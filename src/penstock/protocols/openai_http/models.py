@@ -62,6 +62,8 @@ def entry(card: Card, adapter: str, door: Door) -> dict[str, object]:
         "max_model_len": card.info.context_tokens,
         "permission": [],
         "version": card.version,
+        "generates": card.info.generates,
+        "embeds": card.info.embeds,
     }
     try:
         description = door.describe(card.name)
