@@ -23,7 +23,12 @@ async def test_the_list_serves_both_kinds_of_clients(call: Calls) -> None:
     assert document["object"] == "list" and document["models"] == ["m", "sum"]
     model, adapter = document["data"]
     assert (model["id"], model["object"], model["owned_by"]) == ("m", "model", "penstock")
-    assert model["created"] == 1_700_000_000 and model["max_model_len"] == 64 and model["generates"] and model["parent"] is None
+    assert (
+        model["created"] == 1_700_000_000
+        and model["max_model_len"] == 64
+        and model["generates"]
+        and model["parent"] is None
+    )
     assert (adapter["id"], adapter["parent"], adapter["root"]) == ("polite", "m", "m")
 
 
