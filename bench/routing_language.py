@@ -1,7 +1,9 @@
 """Balancing of language models: round robin, least in flight and prefix-aware, on time to first token.
 
-    python bench/routing_language.py MODEL.gguf [--replicas 3] [--turns 3] [--form open|closed] [--load 0.7]
+    python bench/routing_language.py MODEL.gguf [--replicas 3] [--minutes 10] [--form open|closed] [--load 0.7]
         [--engine openvino|llamacpp|llama-server] [--workloads "conversations,agents"] [--seed final]
+
+Each workload has an equal part of the minutes, and as many turns as fit into it, at least two.
 
 Starts replicas of one model, each with one thread, and a router for each way of balancing in front of the same
 replicas. Every workload (`routing_workloads`) is sent through each router, in an order that is drawn for each turn, so
@@ -24,6 +26,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import signal
@@ -45,6 +48,7 @@ MODEL = "chat"
 THINKS_S = 0.5
 BLOCK = 6
 DRAWS = 4000
+LEAST_TURNS = 2
 
 LLAMACPP = """
 import sys, time, xllamacpp as x
@@ -225,24 +229,29 @@ class Turns:
             whole_text = "{:.2f} ({:.2f} to {:.2f})".format(*ratio(self.whole["prefix"], self.whole[policy], dice))
             print(f"{'':17} prefix / {policy}: first token {text}, whole answer {whole_text}", flush=True)
             cells.append(text)
+        cells.append(f"{len(self.rates['prefix'])}, {len(self.first['prefix'][0])}")
         return f"| {workload} | {' | '.join(cells)} |"
 
 
 async def compare(given: argparse.Namespace, routers: dict[str, str]) -> None:
     table = [
         "| First token, s | round robin: mean, p90 | least: mean, p90 | prefix: mean, p90 | prefix / round robin | "
-        "prefix / least |",
-        "|---|---|---|---|---|---|",
+        "prefix / least | turns, requests in each |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name in given.workloads.split(","):
-        rate = 0.0
+    names = given.workloads.split(",")
+    for name in names:
+        began, rate = time.monotonic(), 0.0
         if given.form == "open":
             asks = salted(name, f"{given.seed} capacity", "least")
             carried = await closed(routers["least"], asks, 2 * given.replicas)
             rate = given.load * carried * len(asks) / len(every(asks))
             print(f"{name}: least carries {carried:.2f} requests/s", flush=True)
         turns = Turns()
-        for turn in range(given.turns):
+        for turn in itertools.count():
+            spent_s = time.monotonic() - began
+            if turn >= LEAST_TURNS and spent_s * (turn + 1) / turn > given.minutes * 60 / len(names):
+                break
             seed = f"{given.seed} {turn}"
             dice, at = random.Random(f"times {name} {seed}"), 0.0
             at_s = [at := at + dice.expovariate(rate) for _ in salted(name, seed, "")] if rate else []
@@ -270,7 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--replicas", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--form", choices=("open", "closed"), default="open")
     parser.add_argument("--load", type=float, default=0.7, help="open: of what least carries")
     parser.add_argument("--at-once", type=int, default=3, help="closed: callers")
