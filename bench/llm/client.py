@@ -1,16 +1,22 @@
 """A small client of OpenAI's HTTP API over raw sockets: it notes what came when, and reads it afterwards.
 
-On two cores the client takes its time from the server, so nothing is parsed while tokens come.
+On two cores the client takes its time from the server, so while tokens come it does nothing but wait, read and look at
+the clock, without an event loop; all else is done afterwards.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import itertools
 import json
+import select
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+_BUFFER_BYTES = 1 << 20
+_END = b"\r\n0\r\n\r\n"
 
 
 @dataclass(slots=True)
@@ -42,55 +48,50 @@ class Target:
     headers: tuple[str, ...] = ()
 
 
-class Exchange(asyncio.Protocol):
+class Exchange:
     """One connection; one request at a time."""
 
-    def __init__(self) -> None:
-        self._pieces: list[tuple[float, bytes]] = []
-        self._done: asyncio.Future[None] | None = None
-        self._transport: asyncio.Transport | None = None
-        self._length = -2  # of the whole answer; -1 when chunked, -2 while its head is not there yet
+    def __init__(self, host: str, port: int) -> None:
+        self.sock = socket.create_connection((host, port))
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.number = -1  # of the request under way
+        self._sent = 0.0
+        self._marks: list[tuple[float, int]] = []  # when how many bytes were there
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
         self._size = 0
+        self._length = -2  # of the whole answer; -1 when chunked, -2 while its head is not there yet
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+    def begin(self, number: int, request: bytes) -> None:
+        self.number, self._size, self._length, self._marks = number, 0, -2, []
+        self._sent = time.perf_counter()
+        self.sock.sendall(request)
 
-    def data_received(self, data: bytes) -> None:
-        self._pieces.append((time.perf_counter(), data))
-        self._size += len(data)
+    def read(self, now: float) -> bool:
+        """Takes in what has come; whether the answer is whole."""
+        if self._size == len(self._buffer):
+            self._view.release()
+            self._buffer += bytes(len(self._buffer))
+            self._view = memoryview(self._buffer)
+        count = self.sock.recv_into(self._view[self._size :])
+        if not count:
+            return True
+        self._size = size = self._size + count
+        self._marks.append((now, size))
         if self._length == -2:
-            head, found, _ = b"".join(piece for _, piece in self._pieces).partition(b"\r\n\r\n")
-            if not found:
-                return
-            self._length = _length(head)
-        if self._size >= self._length if self._length >= 0 else self._tail().endswith(b"\r\n0\r\n\r\n"):
-            self._finish()
+            head = self._buffer.find(b"\r\n\r\n", 0, size)
+            if head < 0:
+                return False
+            self._length = _length(bytes(self._buffer[:head]))
+        return size >= self._length if self._length >= 0 else self._buffer.endswith(_END, size - 7, size)
 
-    def _tail(self) -> bytes:
-        last = self._pieces[-1][1]
-        return last if len(last) >= 7 else b"".join(piece for _, piece in self._pieces[-7:])
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._finish()
-
-    def _finish(self) -> None:
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
-
-    async def ask(self, head: bytes, body: bytes) -> tuple[float, list[tuple[float, bytes]]]:
-        """When it was sent, and the pieces of the answer."""
-        assert self._transport is not None
-        self._pieces, self._size, self._length = [], 0, -2
-        self._done = asyncio.get_running_loop().create_future()
-        began = time.perf_counter()
-        self._transport.write(head + body)
-        await self._done
-        return began, self._pieces
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+    def pieces(self) -> tuple[float, list[tuple[float, bytes]]]:
+        """When the request was sent, and what came when."""
+        at, found = 0, []
+        for when, size in self._marks:
+            found.append((when, bytes(self._buffer[at:size])))
+            at = size
+        return self._sent, found
 
 
 def _length(head: bytes) -> int:
@@ -101,7 +102,7 @@ def _length(head: bytes) -> int:
     return -1
 
 
-async def ask_all(
+def ask_all(
     target: Target, bodies: Sequence[dict[str, object]], at_once: int, path: str = "/v1/chat/completions"
 ) -> tuple[float, list[Answer]]:
     """Asks all, `at_once` at a time, each as soon as another has ended. Seconds from the first to the last, answers.
@@ -109,25 +110,38 @@ async def ask_all(
     Raises: SystemExit when an answer is none.
     """
     host, _, port = target.address.rpartition(":")
-    loop = asyncio.get_running_loop()
-    exchanges = [(await loop.create_connection(Exchange, host, int(port)))[1] for _ in range(min(at_once, len(bodies)))]
     requests = []
     for body in bodies:
         data = json.dumps({"model": target.model, **body, **target.extra}).encode()
         lines = [f"POST {path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json", *target.headers]
-        requests.append(("\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode(), data))
+        requests.append("\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data)
     numbers = iter(range(len(requests)))
     found: list[tuple[float, list[tuple[float, bytes]]]] = [(0.0, [])] * len(requests)
-
-    async def work(exchange: Exchange) -> None:
-        for number in numbers:
-            found[number] = await exchange.ask(*requests[number])
-
-    began = time.perf_counter()
-    await asyncio.gather(*map(work, exchanges))
-    wall_s = time.perf_counter() - began
-    for exchange in exchanges:
-        exchange.close()
+    open_now: dict[int, Exchange] = {}
+    with contextlib.ExitStack() as stack:
+        ready = stack.enter_context(select.epoll())
+        for _ in range(min(at_once, len(bodies))):
+            exchange = Exchange(host, int(port))
+            stack.enter_context(exchange.sock)
+            open_now[exchange.sock.fileno()] = exchange
+            ready.register(exchange.sock.fileno(), select.EPOLLIN)
+        began = time.perf_counter()
+        for exchange in open_now.values():
+            number = next(numbers)
+            exchange.begin(number, requests[number])
+        while open_now:
+            for descriptor, _ in ready.poll():
+                exchange = open_now[descriptor]
+                if not exchange.read(time.perf_counter()):
+                    continue
+                found[exchange.number] = exchange.pieces()
+                number = next(numbers, -1)
+                if number < 0:
+                    ready.unregister(descriptor)
+                    del open_now[descriptor]
+                else:
+                    exchange.begin(number, requests[number])
+        wall_s = time.perf_counter() - began
     return wall_s, [read(sent, pieces) for sent, pieces in found]
 
 

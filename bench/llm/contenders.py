@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -40,7 +39,7 @@ class InProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.prompts: list[list[int]] = []
-        self._answer()
+        self._port = self._answer()["port"]
 
     def ask(self, numbers: Sequence[int], tokens: int, at_once: int) -> tuple[float, list[Answer]]:
         wall_s, answers = self._told(
@@ -48,15 +47,26 @@ class InProcess:
         )
         return wall_s, [Answer(**answer) for answer in answers]
 
+    def ask_over_http(self, numbers: Sequence[int], tokens: int, at_once: int) -> tuple[float, list[Answer]]:
+        """The engine's own loop writes to sockets; see `relay.py`. Only of OpenVINO."""
+        self._tell(serve=len(numbers))
+        bodies: list[dict[str, object]] = [{"prompt": self.prompts[number], "max_tokens": tokens} for number in numbers]
+        found = ask_all(Target(f"127.0.0.1:{self._port}", "m"), bodies, at_once)
+        self._answer()
+        return found
+
     def ids(self, tokens: int) -> list[list[int]]:
         found: list[list[int]] = self._told(prompts=self.prompts, tokens=tokens, ids=True)
         return found
 
     def _told(self, **asked: object) -> Any:
+        self._tell(**asked)
+        return self._answer()
+
+    def _tell(self, **asked: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        return self._answer()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -87,7 +97,7 @@ class Server:
             {"messages": self.conversations[number], "max_tokens": tokens, "temperature": 0, **self.length, **options}
             for number in numbers
         ]
-        return asyncio.run(ask_all(self.target, bodies, at_once))
+        return ask_all(self.target, bodies, at_once)
 
 
 @contextlib.contextmanager

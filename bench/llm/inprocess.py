@@ -4,9 +4,9 @@
 
 Reads lines of JSON, `{"prompts": [[ids]], "tokens": 32, "at_once": 4}`, and answers each with a line: the seconds that
 it took, and of each prompt its text and tokens and when they came. With `"ids": true` the engine is asked one prompt
-after the other, for token ids. The library is set up by our own adapter, so that its settings are the server's, and is
-then driven in the quickest way that it has: OpenVINO by stepping its pipeline in a plain loop, llama.cpp by a thread
-for each sequence.
+after the other, for token ids; with `"serve": 8` it answers so many requests over HTTP, as `relay.py` does. The library
+is set up by our own adapter, so that its settings are the server's, and is then driven in the quickest way that it has:
+OpenVINO by stepping its pipeline in a plain loop, llama.cpp by a thread for each sequence.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from llm.client import Answer
+from llm.relay import Relay
 
 
 def main() -> None:
@@ -33,9 +34,14 @@ def main() -> None:
     os.dup2(2, 1)  # what the libraries print is no answer
     engine = load(name, path, threads, options)
     drive = {"openvino": OpenVino, "llamacpp": Llama}[name](engine, path)
-    told.write('{"ready": true}\n')
+    relay = Relay(drive.add, drive.step) if isinstance(drive, OpenVino) else None
+    told.write(json.dumps({"ready": True, "port": relay.port if relay else 0}) + "\n")
     for line in sys.stdin:
         asked = json.loads(line)
+        if relay is not None and "serve" in asked:
+            relay.serve(asked["serve"])
+            told.write("[]\n")
+            continue
         prompts, tokens = asked["prompts"], asked["tokens"]
         if asked.get("ids"):
             told.write(json.dumps(asyncio.run(token_ids(engine, prompts, tokens))) + "\n")
@@ -81,7 +87,8 @@ class OpenVino:
         self._tokenizer = open_tokenizer(look(path))
         self._count = 1 << 40  # far from the engine's own numbers
 
-    def run(self, prompts: list[list[int]], tokens: int, at_once: int) -> list[Answer]:
+    def add(self, ids: list[int], tokens: int) -> Any:
+        """Begins a generation of so many tokens."""
         import numpy as np
         import openvino
         import openvino_genai
@@ -90,6 +97,13 @@ class OpenVino:
         config.ignore_eos = True
         if self._ends:
             config.eos_token_id = self._ends[0]
+        self._count += 1
+        return self._pipeline.add_request(self._count, openvino.Tensor(np.array([ids], np.int64)), config)
+
+    def step(self) -> None:
+        self._pipeline.step()
+
+    def run(self, prompts: list[list[int]], tokens: int, at_once: int) -> list[Answer]:
         waiting = collections.deque(enumerate(prompts))
         running: list[tuple[float, Any, Answer]] = []
         answers = [Answer() for _ in prompts]
@@ -97,10 +111,8 @@ class OpenVino:
             while waiting and len(running) < at_once:
                 number, ids = waiting.popleft()
                 sent = time.perf_counter()
-                self._count += 1
-                tensor = openvino.Tensor(np.array([ids], np.int64))
-                running.append((sent, self._pipeline.add_request(self._count, tensor, config), answers[number]))
-            self._pipeline.step()
+                running.append((sent, self.add(ids, tokens), answers[number]))
+            self.step()
             now = time.perf_counter()
             for sent, handle, answer in running:
                 while handle.can_read():

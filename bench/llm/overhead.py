@@ -69,7 +69,7 @@ def _range(values: list[float]) -> str:
 def _costs(address: str, pid: int, rounds: int, seconds: float, counts: list[int]) -> dict[int, dict[str, list[float]]]:
     target = Target(address, "paced")
     tokens = int(seconds / DELAY_S)
-    asyncio.run(ask_all(target, [_body(20)] * 4, 4))
+    ask_all(target, [_body(20)] * 4, 4)
     found: dict[int, dict[str, list[float]]] = {}
     worker = _worker_of(address, pid)
     idle = _idle(pid), _idle(worker)
@@ -77,7 +77,7 @@ def _costs(address: str, pid: int, rounds: int, seconds: float, counts: list[int
         for count in counts:
             row = found.setdefault(count, {name: [] for name in ("rate", "server", "front", "worker", "alone")})
             before = cpu_s([pid]), cpu_s([worker])
-            wall_s, answers = asyncio.run(ask_all(target, [_body(tokens)] * count, count))
+            wall_s, answers = ask_all(target, [_body(tokens)] * count, count)
             front = cpu_s([pid]) - before[0] - idle[0] * wall_s
             back = cpu_s([worker]) - before[1] - idle[1] * wall_s
             total = sum(answer.tokens for answer in answers)
@@ -102,7 +102,7 @@ def _worker_of(address: str, pid: int) -> int:
     """The worker that holds `paced`: the one whose time goes up when it is asked."""
     workers = [each for each in tree(pid) if each != pid]
     before = {each: cpu_s([each]) for each in workers}
-    asyncio.run(ask_all(Target(address, "paced"), [_body(100)] * 16, 16))
+    ask_all(Target(address, "paced"), [_body(100)] * 16, 16)
     return max(workers, key=lambda each: cpu_s([each]) - before[each])
 
 
@@ -155,8 +155,8 @@ def _first(address: str) -> dict[str, list[float]]:
 
 
 def _first_of(target: Target, body: dict[str, object], path: str) -> list[float]:
-    asyncio.run(ask_all(target, [body] * 20, 1, path))
-    _, answers = asyncio.run(ask_all(target, [body] * 300, 1, path))
+    ask_all(target, [body] * 20, 1, path)
+    _, answers = ask_all(target, [body] * 300, 1, path)
     return [answer.first_s for answer in answers]
 
 

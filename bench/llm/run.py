@@ -16,7 +16,6 @@ interpreters, else bench/.venvs/NAME. Two of them need the weights as a Hugging 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import importlib.util
 import json
@@ -41,6 +40,7 @@ from llm.serving import penstock
 
 LEVELS = {1: 4, 4: 8, 16: 16}  # requests at a time, and requests
 LIMIT, STREAMED, WHOLE = "in process", "Penstock, streamed", "Penstock, whole"
+RELAYED = "in process, over a bare socket"
 
 
 @dataclass(slots=True)
@@ -49,6 +49,7 @@ class Row:
 
     rate: list[float] = field(default_factory=list)  # tokens/s
     ratio: list[float] = field(default_factory=list)  # of the limit's rate in the same round
+    relayed: list[float] = field(default_factory=list)  # of the rate over a bare socket in the same round
     first_s: list[float] = field(default_factory=list)  # median of the requests
     added_s: list[float] = field(default_factory=list)  # to the limit's, in the same round
     gap_s: list[float] = field(default_factory=list)  # median between pieces
@@ -107,6 +108,8 @@ def compare(given: argparse.Namespace) -> dict[tuple[str, str, int], Row]:
                 Contender(engine, STREAMED, Server(target, asked).ask),
                 Contender(engine, WHOLE, Server(target, asked, streams=False).ask),
             ]
+            if engine == "openvino":
+                everybody.append(Contender(engine, RELAYED, inside.ask_over_http))
             if engine == "llamacpp":
                 own = stack.enter_context(contenders.llamacpp_server(model, given.threads, options))
                 everybody.append(Contender(engine, "llama.cpp's own server, streamed", Server(own, asked).ask))
@@ -146,7 +149,7 @@ def check(engine: str, target: Target, asked: list[contenders.Conversation], ins
         }
         for number, each in enumerate(asked)
     ]  # fmt: skip
-    _, answers = asyncio.run(ask_all(target, bodies, 1))
+    _, answers = ask_all(target, bodies, 1)
     wrong = [number for number, answer in enumerate(answers) if answer.token_ids != expected[number]]
     for number in wrong:
         print(f"{engine}, prompt {number}: over HTTP {answers[number].token_ids}, in process {expected[number]}")
@@ -196,6 +199,10 @@ def _compare(
         row = rows[each.engine, each.name, level]
         row.ratio.append(row.rate[-1] / limit[0])
         row.added_s.append(row.first_s[-1] - limit[1])
+        if (relayed := took.get(each.engine + RELAYED)) is not None:
+            row.relayed.append(row.rate[-1] / relayed[0])
+            if each.name == RELAYED:
+                continue  # it says the same word for each token
         different = [
             number for number, answer in enumerate(answers)
             if (each.engine, number) in texts and answer.text != texts[each.engine, number]
@@ -211,8 +218,11 @@ def _compare(
 
 def show(rows: dict[tuple[str, str, int], Row]) -> None:
     """A table in Markdown."""
-    print("\n| Engine | Contender | At once | Tokens/s | ÷ in process | First token ms | Added ms | Between ms |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "\n| Engine | Contender | At once | Tokens/s | ÷ in process | ÷ over a bare socket | First token ms | Added ms "
+        "| Between ms |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for (engine, name, level), row in rows.items():
         limit = name == LIMIT or not row.ratio
         ratio = "" if limit else f"{statistics.median(row.ratio):.3f} [{min(row.ratio):.2f} to {max(row.ratio):.2f}]"
@@ -226,7 +236,10 @@ def show(rows: dict[tuple[str, str, int], Row]) -> None:
         )
         gap = f"{statistics.median(row.gap_s) * 1e3:.1f}" if streamed else ""
         rate = f"{statistics.median(row.rate):.1f} [{min(row.rate):.0f} to {max(row.rate):.0f}]"
-        print(f"| {engine} | {name} | {level} | {rate} | {ratio} | {first} | {plus} | {gap} |")
+        relayed = ""
+        if row.relayed and name not in (LIMIT, RELAYED):
+            relayed = f"{statistics.median(row.relayed):.3f} [{min(row.relayed):.2f} to {max(row.relayed):.2f}]"
+        print(f"| {engine} | {name} | {level} | {rate} | {ratio} | {relayed} | {first} | {plus} | {gap} |")
     for (engine, name, level), row in rows.items():
         if row.different and name != LIMIT:
             print(f"{engine}, {name}, {level} at once: {row.different} answers differ from those asked one by one")
