@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 from gguf_models import write_bert, write_lora
+from running_server import ServerFactory
 
 from penstock.core.errors import TooLarge
 from penstock.core.language import Generation, Sampling
@@ -132,3 +135,34 @@ def test_adapters_are_chosen_by_requests_and_do_not_mix(smollm2: Path, tmp_path:
             await engine.close()
 
     asyncio.run(compare(engine))
+
+
+def test_adapters_are_models_of_their_own_over_http(server: ServerFactory, smollm2: Path, tmp_path: Path) -> None:
+    """One that is nothing says what the base says, one that is large something else, also when all share a step."""
+    write_lora(smollm2, tmp_path / "nothing.gguf", 1, size=0.0)
+    write_lora(smollm2, tmp_path / "large.gguf", 2)
+    write_lora(smollm2, tmp_path / "other.gguf", 3)
+    adapters = {f"lora.{name}": str(tmp_path / f"{name}.gguf") for name in ("nothing", "large", "other")}
+    options = {"engine": "llamacpp", "context_tokens": 512, "max_running": 8, **adapters}
+    running = server({"base": {"path": str(smollm2), "options": options}})
+    client = openai.OpenAI(base_url=running.http + "/v1", api_key="none", timeout=100, max_retries=0)
+    names = ["base", "nothing", "large", "other"]
+    assert set(names) <= {model.id for model in client.models.list()}
+
+    def said(name: str) -> str:
+        answer = client.completions.create(
+            model=name, prompt="The capital of France is", max_tokens=4, temperature=0, extra_body={"ignore_eos": True}
+        )
+        assert answer.model.split(":")[0] in names
+        return answer.choices[0].text
+
+    alone = {name: said(name) for name in names}
+    assert alone["nothing"] == alone["base"]
+    assert len({alone[name] for name in ("base", "large", "other")}) == 3
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(said, names * 2))
+    # Sums in another order may turn a near tie after some tokens, never the whole answer.
+    beginnings = [alone[name][:4] for name in names * 2]
+    assert [text[:4] for text in together] == beginnings
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        said("nobody")
