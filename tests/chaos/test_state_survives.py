@@ -75,6 +75,8 @@ def check_whole(client: openai.OpenAI, batch: Any, count: int) -> None:
         said = line["response"]["body"]["choices"][0]["message"]["content"]
         assert line["custom_id"] == f"r{int(said)}"
     assert {line["custom_id"] for line in bad} == {f"r{at}" for at in range(count) if at % 10 == 3}
+    used = [line["response"]["body"]["usage"] for line in good]
+    assert batch.usage.total_tokens == sum(one["total_tokens"] for one in used)
     counts = batch.request_counts
     assert (counts.total, counts.completed, counts.failed) == (count, len(good), len(bad))
 

@@ -98,6 +98,23 @@ def test_the_other_endpoints(client: openai.OpenAI, endpoint: str) -> None:
     else:
         assert [one["index"] for one in answer["data"]] == [0, 1]
     assert ended.error_file_id is None
+    used = answer["usage"]
+    assert ended.usage.input_tokens == used.get("prompt_tokens", used.get("input_tokens"))
+    assert ended.usage.output_tokens == used.get("completion_tokens", used.get("output_tokens", 0))
+
+
+def test_the_files_of_a_batch_may_expire_earlier(client: openai.OpenAI) -> None:
+    batch = client.batches.create(
+        input_file_id=uploaded(client, [chat("a", "say:a")]), endpoint="/v1/chat/completions", completion_window="24h",
+        output_expires_after={"anchor": "created_at", "seconds": 3600},
+    )  # fmt: skip
+    output = client.files.retrieve(until(client, batch.id, "completed").output_file_id)
+    assert output.expires_at == output.created_at + 3600
+    with pytest.raises(openai.BadRequestError, match="seconds"):
+        client.batches.create(
+            input_file_id=batch.input_file_id, endpoint="/v1/chat/completions", completion_window="24h",
+            output_expires_after={"anchor": "created_at", "seconds": 1},
+        )  # fmt: skip
 
 
 def test_a_file_with_faults_fails_as_a_whole_and_says_where(client: openai.OpenAI) -> None:

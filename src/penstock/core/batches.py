@@ -34,6 +34,20 @@ class Fault:
     parameter: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LineUsage:
+    """Tokens of lines that were answered."""
+
+    prompt: int = 0
+    cached: int = 0  # of the prompt
+    completion: int = 0
+    reasoning: int = 0  # of the completion
+
+    def __add__(self, other: LineUsage) -> LineUsage:
+        return LineUsage(self.prompt + other.prompt, self.cached + other.cached, self.completion + other.completion,
+                         self.reasoning + other.reasoning)  # fmt: skip
+
+
 @dataclass(slots=True)
 class Batch:
     """A file of requests and what became of them."""
@@ -51,6 +65,8 @@ class Batch:
     refused: int = 0
     output_file: str | None = None  # answers
     error_file: str | None = None  # lines that were refused or failed
+    usage: LineUsage = LineUsage()
+    output_keep_s: float | None = None  # how long its files are kept; None is as long as others
     faults: list[Fault] = field(default_factory=list)
     reached: dict[str, int] = field(default_factory=dict)  # when it came to each status
 
@@ -63,6 +79,7 @@ class LineAnswer:
     body: bytes
     request_id: str = ""
     again_s: float | None = None
+    usage: LineUsage = LineUsage()
 
 
 class Batches(Protocol):
@@ -84,7 +101,9 @@ class Batches(Protocol):
         """Raises: AlreadyExists while a batch works on it."""
         ...
 
-    async def create(self, caller: str, endpoint: str, input_file: str, metadata: Mapping[str, str]) -> Batch:
+    async def create(
+        self, caller: str, endpoint: str, input_file: str, metadata: Mapping[str, str], keep_s: float | None = None
+    ) -> Batch:
         """Begins the work. Raises: QuotaExceeded, Overloaded when too many are unfinished; NotReady at a stop."""
         ...
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from penstock.core.batches import Batch, LineAnswer
+import orjson
+
+from penstock.core.batches import Batch, LineAnswer, LineUsage
 from penstock.core.door import Door
 from penstock.core.errors import InvalidInput, NotFound, PenstockError
+from penstock.core.fields import Fields
 from penstock.core.json_body import read_object
 from penstock.protocols import HttpRequest, HttpResponse
 from penstock.protocols.openai_http import chat, embeddings, responses, texts
 from penstock.protocols.openai_http.answering import read_fields
 from penstock.protocols.openai_http.failures import refused
-from penstock.protocols.openai_http.files import answered, looked_up, page, query_of
+from penstock.protocols.openai_http.files import KEEP_S, answered, looked_up, page, query_of
 from penstock.protocols.openai_http.parameters import check_rest
 
 _HANDLERS: Final = {
@@ -22,8 +25,9 @@ _HANDLERS: Final = {
     "/v1/responses": responses.create,
 }
 _LOWEST: Final = (1 << 32) - 1  # level 0, of everybody who asks for none, counts as 1 << 31
-_KNOWN: Final = frozenset({"input_file_id", "endpoint", "completion_window", "metadata"})
-_MOST_PAGE: Final = 100
+_KNOWN: Final = frozenset({"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"})
+_MOST_PAGE: Final = 100  # OpenAI's own, as the next one
+_PAGE: Final = 20
 _STATUSES: Final = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 
@@ -43,17 +47,30 @@ async def create(http: HttpRequest, door: Door) -> HttpResponse:
         if not isinstance(value, str) or len(name) > 64 or len(value) > 512 or len(metadata) == 16:
             raise fields.refused("metadata", "at most 16 names of 64 characters, with texts of 512", "invalid_value")
         metadata[name] = value
+    keep_s = _keep_s(fields)
     check_rest(fields, _KNOWN)
     try:
-        return answered(http, batch_object(await door.batches().create(http.caller, endpoint, file, metadata)))
+        return answered(http, batch_object(await door.batches().create(http.caller, endpoint, file, metadata, keep_s)))
     except NotFound as error:
         raise InvalidInput(error.message, parameter="input_file_id", problem="invalid_value") from error
+
+
+def _keep_s(fields: Fields) -> float | None:
+    inner = fields.inner("output_expires_after")
+    if inner is None:
+        return None
+    if inner.one_of("anchor", ("created_at",)) is None:
+        raise inner.missing("anchor")
+    seconds = inner.integer("seconds", *KEEP_S)
+    if seconds is None:
+        raise inner.missing("seconds")
+    return float(seconds)
 
 
 async def listed(http: HttpRequest, door: Door) -> HttpResponse:
     """The caller's batches, the newest first."""
     batches = await door.batches().listed(http.caller)
-    return page(http, query_of(http), [batch_object(batch) for batch in batches], _MOST_PAGE)
+    return page(http, query_of(http), [batch_object(batch) for batch in batches], _MOST_PAGE, _PAGE)
 
 
 async def one(http: HttpRequest, door: Door) -> HttpResponse:
@@ -79,7 +96,12 @@ def batch_object(batch: Batch) -> dict[str, object]:
         "completion_window": "24h", "created_at": batch.created_at, "expires_at": batch.expires_at,
         **{f"{status}_at": batch.reached.get(status) for status in _STATUSES},
         "request_counts": {"total": batch.total, "completed": batch.answered, "failed": batch.refused},
-        "metadata": batch.metadata or None,
+        "metadata": batch.metadata or None, "model": None, "usage": {
+            "input_tokens": batch.usage.prompt, "input_tokens_details": {"cached_tokens": batch.usage.cached},
+            "output_tokens": batch.usage.completion,
+            "output_tokens_details": {"reasoning_tokens": batch.usage.reasoning},
+            "total_tokens": batch.usage.prompt + batch.usage.completion,
+        },
     }  # fmt: skip
 
 
@@ -101,4 +123,17 @@ async def answer_line(endpoint: str, body: bytes, caller: str, deadline: float, 
     if response.status in (429, 503) and "x-should-retry" not in headers:
         wait = float(headers.get("retry-after", "1"))
     whole = response.body if isinstance(response.body, bytes) else b"".join(response.body)
-    return LineAnswer(response.status, whole, headers.get("x-request-id", ""), wait)
+    return LineAnswer(response.status, whole, headers.get("x-request-id", ""), wait, _usage(response.status, whole))
+
+
+def _usage(status: int, whole: bytes) -> LineUsage:
+    """What the answer says, in chat's words or in those of responses."""
+    used = orjson.loads(whole).get("usage") if status == 200 else None
+    if not used:
+        return LineUsage()
+    prompt, completion = ("input", "output") if "input_tokens" in used else ("prompt", "completion")
+    return LineUsage(
+        used.get(f"{prompt}_tokens", 0), (used.get(f"{prompt}_tokens_details") or {}).get("cached_tokens", 0),
+        used.get(f"{completion}_tokens", 0),
+        (used.get(f"{completion}_tokens_details") or {}).get("reasoning_tokens", 0),
+    )  # fmt: skip

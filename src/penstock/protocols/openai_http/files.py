@@ -18,7 +18,7 @@ from penstock.protocols.openai_http.multipart import Part, read_form
 T = TypeVar("T")
 
 _LONGEST_NAME: Final = 255
-_KEEP_S: Final = (3600, 30 * 24 * 3600)  # OpenAI's range of `expires_after`
+KEEP_S: Final = (3600, 30 * 24 * 3600)  # OpenAI's range of `expires_after`
 _MOST_PAGE: Final = 10_000
 
 
@@ -51,7 +51,7 @@ def _keep_s(form: dict[str, Part]) -> float | None:
     anchor, seconds = _text(form, "expires_after[anchor]"), _text(form, "expires_after[seconds]")
     if anchor is None and seconds is None:
         return None
-    least, most = _KEEP_S
+    least, most = KEEP_S
     if anchor != "created_at" or seconds is None or not seconds.isascii() or not seconds.isdigit():
         raise _refused("expires_after", "anchor 'created_at' and a number of seconds")
     if len(seconds) > 8 or not least <= int(seconds) <= most:

@@ -69,6 +69,7 @@ _BODIES: Final[Mapping[str, tuple[tuple[str, ...], Mapping[str, object]]]] = {
             "endpoint": {"type": "string", "enum": [f"/v1/{name}" for name in _ENDPOINTS]},
             "completion_window": {"type": "string", "enum": ["24h"]},
             "metadata": {"type": "object", "additionalProperties": _TEXT},
+            "output_expires_after": {"type": "object"},
         },
     ),
 }

@@ -42,8 +42,10 @@ class RemoteBatches:
     async def remove_file(self, caller: str, id: str) -> None:
         await self._call("batches.remove_file", caller, id)
 
-    async def create(self, caller: str, endpoint: str, input_file: str, metadata: Mapping[str, str]) -> Batch:
-        return await self._call("batches.create", caller, endpoint, input_file, dict(metadata))  # type: ignore[no-any-return]  # decoded
+    async def create(
+        self, caller: str, endpoint: str, input_file: str, metadata: Mapping[str, str], keep_s: float | None = None
+    ) -> Batch:
+        return await self._call("batches.create", caller, endpoint, input_file, dict(metadata), keep_s)  # type: ignore[no-any-return]  # decoded
 
     async def batch(self, caller: str, id: str) -> Batch:
         return await self._call("batches.batch", caller, id)  # type: ignore[no-any-return]  # decoded to its type

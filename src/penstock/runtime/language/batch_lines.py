@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from penstock.core.batches import Fault, LineAnswer
+from penstock.core.batches import Fault, LineAnswer, LineUsage
 
 MOST_LINES: Final = 50_000  # OpenAI's limit
 LONGEST_ID: Final = 512  # characters of a custom_id
@@ -84,6 +84,18 @@ def written(id: str, line: Line, answer: LineAnswer) -> bytes:
     """The line of an output or error file for an answer."""
     response = {"status_code": answer.status, "request_id": answer.request_id, "body": msgspec.Raw(answer.body)}
     return _encode(id, line, response, None)
+
+
+def entry(succeeded: bool, usage: LineUsage, text: bytes) -> bytes:
+    """An answer's line as a journal keeps it."""
+    numbers = (usage.prompt, usage.cached, usage.completion, usage.reasoning)
+    return b"%b %d %d %d %d %b" % (b"+" if succeeded else b"-", *numbers, text.rstrip(b"\n"))
+
+
+def read_entry(text: bytes) -> tuple[bool, LineUsage, bytes]:
+    """Whether it succeeded, its tokens, and the line without its end."""
+    sign, prompt, cached, completion, reasoning, line = text.split(b" ", 5)
+    return sign == b"+", LineUsage(int(prompt), int(cached), int(completion), int(reasoning)), line
 
 
 def name_of(text: bytes) -> str:

@@ -20,9 +20,9 @@ from typing import Final
 
 import msgspec
 
-from penstock.core.batches import WINDOW_S, Batch, Fault, LineAnswer, StoredFile
+from penstock.core.batches import WINDOW_S, Batch, Fault, LineAnswer, LineUsage, StoredFile
 from penstock.core.errors import AlreadyExists, Internal, NotFound, NotReady, Overloaded, PenstockError, QuotaExceeded
-from penstock.runtime.language.batch_lines import Line, name_of, read_lines, unanswered, written
+from penstock.runtime.language.batch_lines import Line, entry, name_of, read_entry, read_lines, unanswered, written
 from penstock.runtime.language.kept_files import KEEP_S, Bounds, KeptFiles
 from penstock.runtime.language.pauses import LONGEST_S, pauses
 from penstock.runtime.language.shelves import Journal, Shelf
@@ -30,7 +30,6 @@ from penstock.runtime.language.shelves import Journal, Shelf
 log = logging.getLogger("penstock.batches")
 
 AT_ONCE: Final = 16  # as many as engines commonly run together
-_GOOD, _BAD = b"+", b"-"  # the first byte of a journal's line
 _ENDED: Final = frozenset({"completed", "failed", "expired", "cancelled"})
 
 # Answers one line: (endpoint, body, caller, deadline in monotonic seconds).
@@ -58,6 +57,7 @@ class _Job:
     good: list[bytes] = field(default_factory=list)
     bad: list[bytes] = field(default_factory=list)
     size_bytes: int = 0  # of both
+    names: set[str] = field(default_factory=set)  # of lines that an earlier process answered
 
 
 class BatchRunner:
@@ -106,6 +106,7 @@ class BatchRunner:
                     self._files.hold(job.owner, job.batch.input_file)
                 except PenstockError as error:
                     job.batch.faults.append(Fault("input_lost", f"the input file is gone: {error.message}"))
+                await self._recover(job)
         self.forget_old()
 
     async def resume(self) -> None:
@@ -144,7 +145,9 @@ class BatchRunner:
 
     # --- batches ---
 
-    async def create(self, caller: str, endpoint: str, input_file: str, metadata: Mapping[str, str]) -> Batch:
+    async def create(
+        self, caller: str, endpoint: str, input_file: str, metadata: Mapping[str, str], keep_s: float | None = None
+    ) -> Batch:
         if self._closed:
             raise NotReady("the server is stopping")
         self._make_room(caller)
@@ -159,6 +162,7 @@ class BatchRunner:
         self._files.hold(caller, input_file)
         now = int(self._clock())
         batch = Batch(f"batch_{uuid.uuid4().hex}", endpoint, input_file, now, int(now + self._window_s), dict(metadata))
+        batch.output_keep_s = keep_s
         job = self._jobs[batch.id] = _Job(caller, batch, 0.0)
         try:
             await self._save(job)
@@ -183,9 +187,10 @@ class BatchRunner:
             raise AlreadyExists(f"the batch is {job.batch.status}; only one that works can be cancelled")
         if job.batch.status in ("validating", "in_progress"):
             self._reach(job, "cancelling")
-            await self._save(job)
             if job.work is not None:
                 job.work.cancel()
+            with contextlib.suppress(PenstockError):  # its end is written until that succeeds
+                await self._save(job)
         return _copy(job.batch)
 
     def _find(self, caller: str, id: str) -> _Job:
@@ -246,13 +251,28 @@ class BatchRunner:
         await self._end(job, failure, expired)
         job.work = job.task = None
 
+    async def _recover(self, job: _Job) -> None:
+        """Brings in the answers that the journal has."""
+        batch = job.batch
+        batch.answered = batch.refused = 0
+        batch.usage = LineUsage()
+        try:
+            answered, damage = await self._journal.lines(batch.id)
+        except PenstockError as error:
+            answered, damage = [], error.message
+        for text in answered:
+            succeeded, usage, line = read_entry(text)
+            job.names.add(name_of(line))
+            self._count(job, line + b"\n", succeeded, usage)
+        if damage:
+            batch.faults.append(Fault("server_error", damage))
+
     async def _read(self, job: _Job) -> None:
-        """Brings in the lines of the file, and the answers that the journal has."""
+        """Finds the lines that have no answer yet."""
         if job.batch.faults:
             return
         try:
             content = await self._files.content(job.owner, job.batch.input_file)
-            answered, damage = await self._journal.lines(job.batch.id)
         except PenstockError as error:
             job.batch.faults.append(Fault("server_error", error.message))
             return
@@ -261,14 +281,7 @@ class BatchRunner:
         if faults:
             return
         job.batch.total = len(lines)
-        job.batch.answered = job.batch.refused = 0
-        names = set()
-        for text in answered:
-            names.add(name_of(text[1:]))
-            self._count(job, text[1:] + b"\n", text.startswith(_GOOD))
-        if damage:
-            job.batch.faults.append(Fault("server_error", damage))
-        job.left = [line for line in reversed(lines) if line.name not in names]
+        job.left = [line for line in reversed(lines) if line.name not in job.names]
         if job.batch.status == "validating":
             self._reach(job, "in_progress")
             with contextlib.suppress(PenstockError):  # it is told all the same
@@ -279,7 +292,8 @@ class BatchRunner:
             for _ in range(min(AT_ONCE, len(job.left))):
                 group.create_task(self._take(job))
 
-    def _count(self, job: _Job, text: bytes, succeeded: bool) -> None:
+    def _count(self, job: _Job, text: bytes, succeeded: bool, usage: LineUsage) -> None:
+        job.batch.usage += usage
         (job.good if succeeded else job.bad).append(text)
         job.batch.answered += succeeded
         job.batch.refused += not succeeded
@@ -294,13 +308,13 @@ class BatchRunner:
             text = written(id, line, answer)
             succeeded = answer.status == 200
             try:
-                await self._journal.append(job.batch.id, (_GOOD if succeeded else _BAD) + text.rstrip(b"\n"))
+                await self._journal.append(job.batch.id, entry(succeeded, answer.usage, text))
             except PenstockError as error:
                 if not job.batch.faults:
                     job.batch.faults.append(Fault("no_room", f"an answer could not be kept: {error.message}"))
                 return
             del job.running[id]
-            self._count(job, text, succeeded)
+            self._count(job, text, succeeded, answer.usage)
             if job.size_bytes > self._bounds.caller_bytes // 2 and not job.batch.faults:
                 job.batch.faults.append(Fault("output_too_large", "the answers take more room than one batch may have"))
 
@@ -348,7 +362,7 @@ class BatchRunner:
             return None
         name = f"{job.batch.id}_{kind}.jsonl"
         id = f"file-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-        return (await self._files.add(job.owner, name, b"".join(lines), "batch_output", id=id)).id
+        return (await self._files.add(job.owner, name, b"".join(lines), "batch_output", job.batch.output_keep_s, id)).id
 
     async def _save(self, job: _Job) -> None:
         await self._shelf.put(job.batch.id, msgspec.json.encode(_Head(job.owner, job.batch)), b"")

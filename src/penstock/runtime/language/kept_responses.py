@@ -125,6 +125,8 @@ class ResponseKeeper:
     async def close(self) -> None:
         """Ends all work, and returns when none is left. On a shelf that lasts, it begins anew at the next start."""
         self._closed = True
+        for running in self._running.values():
+            running.changed.set()
         tasks = [running.task for running in self._running.values() if running.task is not None]
         for task in tasks:
             task.cancel()
@@ -165,10 +167,13 @@ class ResponseKeeper:
         if running is None:
             kept = msgspec.msgpack.decode((await self._parts(id, head))[2], type=list[bytes])
             return EventsPart(kept[after:], True)
-        if after >= len(running.events) and running.stored.status in UNFINISHED:
+        if after >= len(running.events) and running.stored.status in UNFINISHED and not self._closed:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(running.changed.wait(), _FOLLOW_S)
-        return EventsPart(running.events[after:], running.stored.status not in UNFINISHED)
+        ended = running.stored.status not in UNFINISHED
+        if self._closed and not ended and after >= len(running.events):
+            raise NotReady("the server is stopping")
+        return EventsPart(running.events[after:], ended)
 
     def _find(self, caller: str, id: str) -> _Head:
         head = self._heads.get(id)

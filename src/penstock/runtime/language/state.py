@@ -88,6 +88,8 @@ class StateFolder:
 
     async def close(self) -> None:
         """Returns when all that was asked for is done, or the disk has been stuck for a while."""
+        if self._lock.closed:
+            return
         with contextlib.suppress(TimeoutError, PenstockError):
             await asyncio.wait_for(self.run(bool), _CLOSE_S)  # they are done in their order
         self._calls.put(None)
