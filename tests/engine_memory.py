@@ -35,7 +35,7 @@ async def measure(
     size = options.pop("kv_cache_bytes", None)
     files = look(model)
     asked = EngineContext(
-        "m", threads=2, context_tokens=context, max_running=sequences, kv_cache_bytes=size, dtype=dtype, cache=cache,
+        "m", threads=1, context_tokens=context, max_running=sequences, kv_cache_bytes=size, dtype=dtype, cache=cache,
         options=options,
     )  # fmt: skip
     loaded = import_module(f"penstock.runtime.engines.{engine}").plug.load(files, fitted(files, asked, engine))

@@ -128,7 +128,9 @@ def test_an_engine_that_dies_ends_the_stream_with_an_error(client: anthropic.Ant
 
 
 def test_real_weights(server: Any, smollm2: Path) -> None:
-    running = server({"smollm2": {"path": str(smollm2), "options": {"engine": "llamacpp", "context_tokens": 2048}}})
+    running = server(
+        {"smollm2": {"path": str(smollm2), "threads": 1, "options": {"engine": "llamacpp", "context_tokens": 2048}}}
+    )
     with anthropic.Anthropic(base_url=running.http, api_key="none", max_retries=0) as client:
         with client.messages.stream(model="smollm2", max_tokens=12, messages=user("Say a word")) as stream:
             streamed = "".join(stream.text_stream)

@@ -206,7 +206,9 @@ TOOL: Any = {
 
 @pytest.fixture(scope="module")
 def real(shared_server: Any, smollm2: Path) -> Iterator[Client]:
-    server = shared_server({"smol": {"path": str(smollm2), "options": {"engine": "llamacpp", "context_tokens": 2048}}})
+    server = shared_server(
+        {"smol": {"path": str(smollm2), "threads": 1, "options": {"engine": "llamacpp", "context_tokens": 2048}}}
+    )
     with openai.OpenAI(base_url=f"{server.http}/v1", api_key="none", max_retries=0) as found:
         yield found
 

@@ -31,7 +31,7 @@ def look_up(city: Literal["Rome", "Paris"]) -> str:
 def address(shared_server: Any, tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> str:
     path = tmp_path_factory.mktemp("echo") / "echo.llmecho"
     path.touch()
-    smol = {"path": str(smollm2), "options": {"engine": "llamacpp", "context_tokens": 2048}}
+    smol = {"path": str(smollm2), "threads": 1, "options": {"engine": "llamacpp", "context_tokens": 2048}}
     return str(shared_server({"echo": str(path), "smol": smol}).http) + "/v1"
 
 

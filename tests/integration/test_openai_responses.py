@@ -110,7 +110,7 @@ def test_parsing_into_a_class(client: openai.OpenAI) -> None:
 
 def test_real_weights(server: Any, smollm2: Path) -> None:
     options = {"engine": "llamacpp", "context_tokens": 2048}
-    running = server({"smol": {"path": str(smollm2), "options": options}})
+    running = server({"smol": {"path": str(smollm2), "threads": 1, "options": options}})
     with openai.OpenAI(base_url=f"{running.http}/v1", api_key="none", max_retries=0) as client:
         greedy: Any = {"model": "smol", "input": "Say a word", "max_output_tokens": 8, "temperature": 0}
         whole = client.responses.create(**greedy)
