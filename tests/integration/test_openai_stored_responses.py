@@ -9,6 +9,8 @@ from typing import Any
 
 import openai
 import pytest
+from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI
 
 MINE, OTHER = "a key for these tests", "the key of somebody else"
 FOUR = "say:" + "x" * 80  # takes the slow model 4 s
@@ -156,6 +158,27 @@ def test_the_events_of_a_response_in_the_background_are_read_from_anywhere(clien
     assert events[-1].type == "response.completed" and events[-1].response.output_text == "y" * 30
     again = list(client.responses.retrieve(id, stream=True))
     assert [event.to_dict() for event in again] == [event.to_dict() for event in events]
+
+
+def test_the_clients_own_helper_takes_a_stream_up_again(client: openai.OpenAI) -> None:
+    stream = client.responses.create(model="slow", input="say:" + "w" * 20, background=True, stream=True)
+    first = next(iter(stream))
+    stream.close()
+    assert first.type == "response.created"
+    with client.responses.stream(response_id=first.response.id) as again:
+        assert again.get_final_response().output_text == "w" * 20
+
+
+def test_langchain_goes_on_from_earlier_answers(running: Any) -> None:
+    model = ChatOpenAI(
+        model="echo", base_url=f"{running.http}/v1", api_key=MINE, use_responses_api=True,
+        use_previous_response_id=True,
+    )  # fmt: skip
+    talk: list[Any] = [HumanMessage("say:one")]
+    first = model.invoke(talk)
+    second = model.invoke([*talk, first, HumanMessage("say:two")])
+    assert (first.text, second.text) == ("one", "two")
+    assert second.usage_metadata["input_tokens"] > first.usage_metadata["input_tokens"]
 
 
 def test_a_reader_that_leaves_is_told_apart(client: openai.OpenAI) -> None:

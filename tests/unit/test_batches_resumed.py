@@ -160,6 +160,25 @@ async def test_a_damaged_input_file_ends_a_batch(opened: Open, tmp_path: Path) -
     assert len(await names(kept, batch.output_file)) == 5
 
 
+async def test_an_end_that_was_half_written_makes_no_second_files(opened: Open, tmp_path: Path) -> None:
+    """The files of the answers were written, and the batch's own record not yet."""
+    kept, answers = await opened()
+    id = await begun(kept, answers, 39)
+    before = {place: place.read_bytes() for place in (tmp_path / "state" / "batches").iterdir()}
+    assert len(before) == 2
+    answers.let_all()
+    first = await ended(kept, id)
+    await kept.close()
+    for place, content in before.items():
+        place.write_bytes(content)
+    kept, answers = await opened()
+    assert (await kept.batches.batch("me", id)).status == "in_progress"
+    answers.let_all()
+    again = await ended(kept, id)
+    assert again.output_file == first.output_file and len(await kept.batches.files("me")) == 2
+    assert len(await names(kept, again.output_file)) == 40 and len(answers.asked) == 1
+
+
 async def test_what_was_kept_goes_when_its_time_is_over(opened: Open, clock: list[float], tmp_path: Path) -> None:
     kept, answers = await opened()
     answers.let_all()
