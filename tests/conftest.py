@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ OPT_IN = {
     "engines": "the engines of language models that need gigabytes of packages, where they are installed",
     "peers": "the same faults against other model servers, where they are installed",
 }
+# Addresses, and gzip's heads with the time in them: other ones in each process.
+VARIES = re.compile(r" at 0x[0-9a-f]{6}|\\x1f\\x8b")
 Figure = Callable[..., None]
 FIGURES = pytest.StashKey[list[dict[str, object]]]()
 
@@ -39,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if VARIES.search(item.nodeid):
+            raise pytest.UsageError(
+                f"{item.nodeid}: give its cases ids; processes that share the tests must agree on them"
+            )
     for marker in OPT_IN:
         if config.getoption(f"--{marker}"):
             continue

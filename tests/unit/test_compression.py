@@ -26,6 +26,7 @@ RAW = zlib.compressobj(wbits=-15)
         ("identity", DATA),
         ("", DATA),
     ],
+    ids=["gzip", "capitals", "deflate", "raw deflate", "two members", "identity", "none"],
 )
 def test_every_usual_form_is_read(coding: str, packed: bytes) -> None:
     assert decompress(packed, coding, len(DATA)) == DATA
