@@ -8,15 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from openvino_graphs import log_probabilities
 from tiny_language_models import AHEAD, CASES, PROMPT, REFERENCES, write
 
 from penstock.core.errors import LoadError
 from penstock.core.language import Generation, Sampling
 from penstock.language import files
 from penstock.runtime import conversion
-from penstock.runtime.conversion import openvino_ir
 from penstock.runtime.engines import EngineContext
 from penstock.runtime.language import choice
 
@@ -48,26 +47,6 @@ def test_converted_folder_computes_what_transformers_does(
     for at, (token, logprob) in places.items():
         assert found[at].argmax() == token
         assert found[at, token] == pytest.approx(logprob, abs=1e-3), at
-
-
-def log_probabilities(folder: Path, ids: list[int]) -> np.ndarray[Any, Any]:
-    """(tokens, vocabulary) in float32, as no processor's preference for bf16 changes them."""
-    openvino_ir.forbid_telemetry()
-    import openvino
-
-    compiled = openvino.Core().compile_model(
-        folder / openvino_ir.MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-    )
-    count = len(ids)
-    given = {
-        "input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, count), np.int64),
-        "position_ids": np.arange(count, dtype=np.int64)[None], "beam_idx": np.zeros(1, np.int32),
-    }  # fmt: skip
-    request = compiled.create_infer_request()
-    request.infer(given)
-    rows: np.ndarray[Any, Any] = request.get_tensor("logits").data[0].astype(np.float64)
-    rows = rows - rows.max(-1, keepdims=True)
-    return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
 
 
 @pytest.mark.parametrize("case", ["llama-3.1", "qwen3", "phi3"])

@@ -16,13 +16,13 @@ _WIDTH = 64  # one head; the least that its attention kernel takes
 
 
 class GrammarTrial:
-    """Says of a grammar whether it compiles; not for several threads. `check` blocks for as long as compiling takes."""
+    """Says of a grammar whether it compiles; not for several threads at once. `check` blocks for as long as compiling
+    takes, and lets other threads go on. What it has compiled is kept with the tokenizer, for its other pipelines."""
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._pipeline: Any = None
-        self._count = 0
 
     def check(self, config: Any) -> None:
         """Raises: InvalidInput with the compiler's reason."""
@@ -31,12 +31,9 @@ class GrammarTrial:
 
         if self._pipeline is None:
             self._pipeline = self._made()
-        self._count += 1
         try:
-            handle = self._pipeline.add_request(self._count, openvino.Tensor(np.array([[0]], np.int64)), config)
-            while self._pipeline.has_non_finished_requests():
-                self._pipeline.step()
-            del handle
+            # Not `step`: only `generate` lets go of the interpreter's lock, so that a thread can call it.
+            self._pipeline.generate([openvino.Tensor(np.array([[0]], np.int64))], [config])
         except RuntimeError as error:
             self._pipeline = None  # it would raise the same again
             said = str(error).strip().splitlines() or [""]

@@ -15,15 +15,17 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from penstock.core.errors import InvalidInput, LoadError, Overloaded, TooLarge
-from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation, TokenLogprob
+from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation, Grammar, TokenLogprob
 from penstock.language import files as language_files
 from penstock.language.files import ModelFiles
+from penstock.language.generation_config import end_ids, sampling_defaults
 from penstock.language.tokenizer import open_tokenizer
 from penstock.runtime.conversion.grammar_trial import GrammarTrial
 from penstock.runtime.conversion.graph_shape import GraphShape
@@ -33,6 +35,7 @@ from penstock.runtime.engines import Engine, EngineContext
 OPTIONS = ("chunk_tokens", "kv_cache")
 _BLOCK = 32  # tokens of a block of KV cache on CPUs
 _MAX_RUNNING = 64
+_MOST_TRIED = 256  # grammars that are known to compile
 _KV_BYTES = {"f16": 2, "f32": 4, "u8": 1}  # of one number
 _KV_SHARE, _MOST_KV_BYTES = 0.25, 4 << 30  # of free memory, when nobody says how much
 # Turns of the loop between two steps: what was put is sent and what came is read in the first, a task that was begun or
@@ -82,7 +85,8 @@ class OpenVinoEngine:
         self._count = 0
         self._stepping: asyncio.Task[None] | None = None
         self._load_at = 0.0
-        self._tried: set[tuple[str, str]] = set()
+        self._tried: set[Grammar] = set()
+        self._trying = ThreadPoolExecutor(1, "grammar")
         self.info = info
 
     async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
@@ -123,6 +127,8 @@ class OpenVinoEngine:
                 f"{len(generation.token_ids)} tokens of prompt and {generation.max_tokens} of output do not fit into "
                 f"the context of {self.info.context_tokens}"
             )
+        if generation.grammar is not None:
+            await self._try(generation.grammar)
         config = self._config(generation)
         self._count += 1
         number = self._count
@@ -154,6 +160,7 @@ class OpenVinoEngine:
 
     async def close(self) -> None:
         """Ends what runs. The pipeline's memory goes with the last reference."""
+        self._trying.shutdown(wait=False, cancel_futures=True)
         for stream in self._streams.values():
             stream.handle.cancel()
         if self._stepping is not None and not self._stepping.done():
@@ -222,12 +229,8 @@ class OpenVinoEngine:
             config.eos_token_id = self._ends[0]
         config.stop_token_ids = {*generation.stop_token_ids, *self._ends}
         config.logprobs = 0 if generation.logprobs is None else 1
-        if grammar := generation.grammar:
-            names = {"regex": "regex", "ebnf": "grammar", "json": "json_schema"}
-            config.structured_output_config = openvino_genai.StructuredOutputConfig(
-                **{names[grammar.kind]: grammar.text}
-            )
-            self._try(grammar.kind, grammar.text)
+        if generation.grammar is not None:
+            config.structured_output_config = _structure(generation.grammar)
         try:
             config.validate()
         except RuntimeError as error:
@@ -235,19 +238,33 @@ class OpenVinoEngine:
             raise InvalidInput(f"the engine does not take these parameters: {said[-1][:300]}") from None
         return config
 
-    def _try(self, kind: str, text: str) -> None:
-        if (kind, text) in self._tried:
+    async def _try(self, grammar: Grammar) -> None:
+        """Compiles a grammar beside the loop, which goes on: what is compiled once is there for the pipeline too.
+
+        Raises: InvalidInput, it does not compile.
+        """
+        if grammar not in self._tried:
+            await asyncio.get_running_loop().run_in_executor(self._trying, self._try_here, grammar)
+
+    def _try_here(self, grammar: Grammar) -> None:
+        if grammar in self._tried:  # another request's, which was before this one
             return
         import openvino_genai
 
-        names = {"regex": "regex", "ebnf": "grammar", "json": "json_schema"}
         config = openvino_genai.GenerationConfig(max_new_tokens=1)
         config.eos_token_id = self._ends[0] if self._ends else 0
-        config.structured_output_config = openvino_genai.StructuredOutputConfig(**{names[kind]: text})
+        config.structured_output_config = _structure(grammar)
         self._trial.check(config)
-        if len(self._tried) >= 256:
+        if len(self._tried) >= _MOST_TRIED:
             self._tried.clear()
-        self._tried.add((kind, text))
+        self._tried.add(grammar)
+
+
+def _structure(grammar: Grammar) -> Any:
+    import openvino_genai
+
+    names = {"regex": "regex", "ebnf": "grammar", "json": "json_schema"}
+    return openvino_genai.StructuredOutputConfig(**{names[grammar.kind]: grammar.text})
 
 
 def _first(*values: Any) -> Any:
@@ -285,7 +302,7 @@ def loaded(files: ModelFiles, folder: Path, context: EngineContext) -> Engine:
 
     words = open_tokenizer(files)
     shape = GraphShape(openvino.Core().read_model(folder / "openvino_model.xml"))
-    ends, defaults = _ends(files, words), _defaults(files)
+    ends, defaults = _ends(files), sampling_defaults(files)
     pieces = [words.piece(index) for index in range(shape.vocabulary)]
     tokenizer = minimal_tokenizer(pieces, ends[0] if ends else 0)
     longest = _context_tokens(files, context)
@@ -349,26 +366,13 @@ def _context_tokens(files: ModelFiles, context: EngineContext) -> int:
     return min(longest, context.context_tokens or longest)
 
 
-def _generation_config(files: ModelFiles) -> Mapping[str, Any]:
-    path = files.path / "generation_config.json"
-    return language_files.read_json(path) if files.kind != "gguf" and path.exists() else {}
-
-
-def _ends(files: ModelFiles, words: Any) -> list[int]:
-    """Ids that end a text: of generation_config.json, else of config.json or the GGUF header."""
-    if files.kind == "gguf":
-        keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-        found: list[object] = [files.config.get(f"tokenizer.ggml.{key}") for key in keys]
-    else:
-        said = _generation_config(files).get("eos_token_id", files.config.get("eos_token_id"))
-        found = list(said) if isinstance(said, list) else [said]
+def _ends(files: ModelFiles) -> list[int]:
+    """Ids that end a text: of a GGUF header, else of the folder's files."""
+    if files.kind != "gguf":
+        return list(end_ids(files))
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+    found = [files.config.get(f"tokenizer.ggml.{key}") for key in keys]
     return list(dict.fromkeys(index for index in found if isinstance(index, int) and not isinstance(index, bool)))
-
-
-def _defaults(files: ModelFiles) -> Mapping[str, Any]:
-    said = _generation_config(files)
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    return {name: said[name] for name in names if isinstance(said.get(name), (int, float))}
 
 
 def _adapter(adapters: Mapping[str, Path]) -> dict[str, Any]:
