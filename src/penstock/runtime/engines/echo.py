@@ -2,12 +2,14 @@
 
 Its tokens are bytes (0 to 255), 256 ends, 257 begins. It says what the last line of its prompt says after `say:`, else
 the whole last line, one token a step. What its file holds, it says before that, so that versions can be told apart.
-Options: `delay_s` (slept before each token), `tokens_per_delta`, `max_running`. Of its adapters it has the names only.
+Options: `delay_s` (slept before each token), `tokens_per_delta`, `max_running`, `lacks` (what of `EngineInfo` it is to
+do without, with commas). Of its adapters it has the names only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import math
 import os
@@ -33,8 +35,9 @@ class EchoEngine:
         options = dict(context.options)
         self._delay_s = float(options.pop("delay_s", 0.0))
         self._step = int(options.pop("tokens_per_delta", 1))
+        lacks = [name for name in str(options.pop("lacks", "")).split(",") if name]
         if options:
-            raise LoadError(f"engine echo knows delay_s and tokens_per_delta, not {', '.join(options)}")
+            raise LoadError(f"engine echo knows delay_s, tokens_per_delta and lacks, not {', '.join(options)}")
         self._says_first = says_first
         self._running = 0
         self._held = 0
@@ -44,6 +47,9 @@ class EchoEngine:
             max_running=context.max_running or 64, kv_bytes_per_token=1, kv_capacity=1 << 20, embedding_size=_SIZE,
             adapters="request" if context.adapters else "none", adapter_names=tuple(context.adapters),
         )  # fmt: skip
+        if unknown := [name for name in lacks if getattr(self.info, name, None) is not True]:
+            raise LoadError(f"engine echo can do no {', '.join(unknown)} that it could lack")
+        self.info = dataclasses.replace(self.info, **dict.fromkeys(lacks, False))
 
     async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
         """The last line of the prompt, token by token, then the end; as often as `min_tokens` or `ignore_eos` ask."""
