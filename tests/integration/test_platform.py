@@ -1,4 +1,4 @@
-"""The platform as its users meet it: real processes, the command line, real callers."""
+"""A whole platform, as a user runs it: what survives the deaths of its parts, what is left, and what it refuses."""
 
 from __future__ import annotations
 
@@ -7,164 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.error
 import urllib.request
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
-from running_fleet import FleetFactory, RunningFleet, until
+from asked_platform import EXAMPLE, ONE, ROWS, TWO, ask, bad, callers, penstock, settled
+from running_fleet import FleetFactory, until
 
-from penstock.client.fleet_status import Status
-from penstock.core.errors import InvalidInput, LoadError, NotFound
+from penstock.core.errors import InvalidInput, NotFound
 
 pytestmark = pytest.mark.timeout(240)
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "rollout"
-ONE, TWO, FAULTY = (str(EXAMPLE / "models" / "1"), str(EXAMPLE / "models" / "2"), f"{EXAMPLE / 'faulty.py'}:digits")
-PAUSE_S = 0.02  # of each caller: enough traffic to see an error, and a machine left for what is tested
-ROWS = json.loads((EXAMPLE / "digits.json").read_text())
-
-
-def penstock(running: RunningFleet, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A command as a user types it."""
-    command = [sys.executable, "-m", "penstock.cli", *arguments, "--fleet", str(running.state)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def ask(url: str, name: str = "digits", row: int = 0, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers (lower case) and body of one question."""
-    tensor = {"name": "image", "shape": [1, 64], "datatype": "FP32", "data": ROWS[row]["image"]}
-    request = urllib.request.Request(
-        f"{url}/v2/models/{name}/infer",
-        json.dumps({"inputs": [tensor]}).encode(),
-        {key.replace("_", "-"): value for key, value in headers.items()},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, {key.lower(): value for key, value in answer.headers.items()}, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, {key.lower(): value for key, value in error.headers.items()}, error.read()
-
-
-@contextmanager
-def callers(url: str, count: int = 4, name: str = "digits") -> Iterator[Counter[str]]:
-    """Asks all the time; counts "200 by revision N" and every other outcome by its status or error."""
-    outcomes: Counter[str] = Counter()
-    stop = threading.Event()
-
-    def go(first: int) -> None:
-        row = first
-        while not stop.is_set():
-            row = (row + 1) % len(ROWS)
-            try:
-                status, headers, _ = ask(url, name, row)
-                key = f"200 by {headers.get('penstock-revision')}" if status == 200 else f"{status}"
-            except OSError as error:
-                key = type(error).__name__
-            outcomes[key] += 1
-            stop.wait(PAUSE_S)
-
-    threads = [threading.Thread(target=go, args=(first,)) for first in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield outcomes
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
-def bad(outcomes: Counter[str]) -> dict[str, int]:
-    return {key: count for key, count in outcomes.items() if not key.startswith("200 by")}
-
-
-def settled(running: RunningFleet, name: str, revision: int) -> Status:
-    """The deployment, once this revision alone has all traffic."""
-
-    def found() -> Status | None:
-        status = running.fleet.status(name)
-        whole = [arm.revision for arm in status.arms if arm.weight == 1.0]
-        return status if whole == [revision] and status.phase == "ready" else None
-
-    return until(found, f"{name} with all traffic at revision {revision}")
-
-
-def test_a_model_is_deployed_called_updated_and_rolled_back_without_an_error(fleet: FleetFactory) -> None:
-    running = fleet()
-    done = penstock(running, "deploy", "digits", ONE)
-    assert "ready" in done.stdout
-    status, headers, body = ask(running.http)
-    assert status == 200, body
-    assert headers["penstock-revision"] == "1"
-    with callers(running.http) as outcomes:
-        arm = until(lambda: next(one for one in running.fleet.status("digits").arms if one.requests > 50), "statistics")
-        assert arm.p50_ms is not None
-        assert arm.p50_ms > 0.1, "the first bucket: the clock is too coarse"
-        penstock(running, "deploy", "digits", TWO)
-        settled(running, "digits", 2)
-        before = time.monotonic()
-        penstock(running, "rollback", "digits")
-        settled(running, "digits", 1)
-        assert time.monotonic() - before < 20
-    assert bad(outcomes) == {}
-    assert outcomes["200 by 1"] > 0
-    assert outcomes["200 by 2"] > 0
-
-
-def test_an_update_that_fails_leaves_the_old_revision_serving(fleet: FleetFactory, tmp_path: Path) -> None:
-    running = fleet()
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "model.onnx").write_bytes(b"no model")
-    platform = running.fleet
-    platform.deploy("digits", ONE)
-    platform.wait("digits")
-    with callers(running.http) as outcomes:
-        platform.deploy("digits", str(broken), rollout={"ready_timeout_s": 6.0})
-        with pytest.raises(LoadError, match="revision 2 failed"):
-            platform.wait("digits")
-        count = sum(outcomes.values())
-        until(lambda: sum(outcomes.values()) > count + 50, "more answers")
-    assert set(outcomes) == {"200 by 1"}
-    assert platform.status("digits").stable == 1
-
-
-@pytest.mark.parametrize("strategy", ["blue-green", "rolling"])
-def test_strategies_change_over_without_an_error(fleet: FleetFactory, strategy: str) -> None:
-    running = fleet()
-    platform = running.fleet
-    platform.deploy("digits", ONE, replicas=2, rollout={"strategy": strategy})
-    platform.wait("digits")
-    with callers(running.http) as outcomes:
-        platform.deploy("digits", TWO)
-        settled(running, "digits", 2)
-    assert bad(outcomes) == {}
-
-
-def test_from_zero_requests_are_held_and_answered(fleet: FleetFactory, figure: object) -> None:
-    running = fleet()
-    platform = running.fleet
-    platform.deploy("digits", ONE, replicas={"minimum": 0, "maximum": 1, "zero_after_s": 1.0})
-    platform.wait("digits")
-    until(lambda: platform.status("digits").phase == "scaled-to-zero", "a deployment at zero")
-    until(lambda: not platform.status("digits").replicas, "no replica")
-    began = time.monotonic()
-    with callers(running.http, count=20) as outcomes:
-        until(lambda: sum(outcomes.values()) >= 100, "100 answers")
-        first = time.monotonic() - began
-    assert set(outcomes) == {"200 by 1"}
-    assert first < 30
 
 
 def test_the_controller_may_die_and_requests_go_on(fleet: FleetFactory) -> None:
@@ -245,18 +99,6 @@ def test_nothing_is_left_of_a_platform_that_stopped(fleet: FleetFactory) -> None
     again = fleet(state=running.state)
     again.fleet.wait("digits")
     assert ask(again.http)[0] == 200
-
-
-def test_grpc_clients_are_served(fleet: FleetFactory) -> None:
-    running = fleet()
-    running.fleet.deploy("digits", TWO)
-    running.fleet.wait("digits")
-    with triton.InferenceServerClient(running.grpc) as client:
-        given = triton.InferInput("image", [1, 64], "FP32")
-        given.set_data_from_numpy(np.array([ROWS[0]["image"]], dtype=np.float32))
-        until(lambda: client.is_model_ready("digits"), "the model over gRPC")
-        answer = client.infer("digits", [given])
-        assert answer.as_numpy("label").tolist() == [ROWS[0]["digit"]]
 
 
 @pytest.mark.parametrize(
@@ -366,64 +208,3 @@ def test_commands_say_what_is_wrong(fleet: FleetFactory, tmp_path: Path) -> None
     running.fleet.deploy("digits", Path(ONE))
     done = penstock(running, "delete", "digits", "nobody", check=False)
     assert done.returncode == 2 and running.fleet.status("digits").phase != "deleting"
-
-
-def test_a_shadow_is_deployed_compared_and_taken_out_by_commands(fleet: FleetFactory) -> None:
-    running = fleet()
-    first = penstock(running, "deploy", "digits", ONE, "--shadow", "0.5", check=False)
-    assert first.returncode == 2 and "beside one that serves" in first.stderr
-    penstock(running, "deploy", "digits", ONE, "--env", "A=1", "--env", "B=2")
-    penstock(running, "deploy", "digits", TWO, "--shadow", "1", "--env", "A-")
-    assert running.fleet.status("digits").wish["env"] == {"B": "2"}
-    until(lambda: running.fleet.status("digits").arms[1].shadow, "a shadow")
-    assert "ready, shadow" in penstock(running, "status", "digits").stdout
-
-    def compared() -> bool:
-        assert ask(running.http)[1]["penstock-revision"] == "1"
-        return bool(running.fleet.comparison("digits")["comparisons"])
-
-    until(compared, "a comparison")
-    head, row = penstock(running, "comparison", "digits", "--examples").stdout.splitlines()[:2]
-    assert head.startswith("shadow\tcompared") and row.startswith("revision 2\t")
-    penstock(running, "traffic", "digits", "--sticky", "cookie:user")
-    penstock(running, "deploy", "digits", "--traffic", "canary", "--traffic-option", "steps=[0.1, 0.5]")
-    penstock(running, "deploy", "digits", "--traffic", "canary")
-    assert running.fleet.status("digits").wish["traffic"] == {
-        "policy": "canary", "options": {"steps": [0.1, 0.5]}, "sticky": {"by": "cookie", "name": "user"},
-        "shadow": {"revision": 2, "share": 1.0},
-    }, "what is not given stays as it was"  # fmt: skip
-    penstock(running, "traffic", "digits", "--shadow", "off")
-    until(lambda: ask(running.http, cookie="user=a")[1].get("penstock-decision"), "a canary")
-
-
-def test_a_file_is_applied_and_shows_no_difference_then(fleet: FleetFactory, tmp_path: Path) -> None:
-    running = fleet()
-    file = tmp_path / "penstock.yaml"
-    file.write_text(f"deployments:\n  digits:\n    model: {ONE}\n    replicas: 1..2\n")
-    assert penstock(running, "diff", str(file), check=False).returncode == 1
-    penstock(running, "apply", str(file))
-    assert penstock(running, "diff", str(file)).stdout == ""
-    assert ask(running.http)[0] == 200
-    file.write_text("deployments: {}\n")
-    penstock(running, "apply", str(file), "--prune")
-    until(lambda: not running.fleet.deployments(), "no deployment")
-    assert ask(running.http)[0] == 404
-
-
-def test_a_second_platform_with_the_same_state_is_refused(fleet: FleetFactory) -> None:
-    running = fleet()
-    command = [sys.executable, "-m", "penstock.cli", "up", "--state", str(running.state), "--http-port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert f"process {running.process.pid}" in done.stderr
-    port = running.http.rpartition(":")[2]
-    command = [sys.executable, "-m", "penstock.cli", "up", "--state", f"{running.state}-2", "--http-port", port]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert "another port is free with 0" in done.stderr
-
-
-def test_only_its_owner_reaches_the_controller(fleet: FleetFactory) -> None:
-    running = fleet()
-    assert (running.state / "fleet.sock").stat().st_mode & 0o077 == 0
-    assert running.state.stat().st_mode & 0o077 == 0
