@@ -240,3 +240,17 @@ def test_answers_outlive_a_switch_to_another_version(server: Any, tmp_path: Path
             except (openai.NotFoundError, openai.InternalServerError):  # it is loading
                 assert time.monotonic() < deadline
         assert second.output_text == "b" and client.responses.retrieve(first.id).output_text == "a"
+
+
+def test_a_stop_is_told_to_who_reads_a_response_in_the_background(server: Any, tmp_path: Path) -> None:
+    path = tmp_path / "slow.llmecho"
+    path.touch()
+    running = server({"slow": {"path": str(path), "options": {"delay_s": 0.05}}}, grace_s=20.0)
+    with openai.OpenAI(base_url=f"{running.http}/v1", api_key="none", max_retries=0) as client:
+        stream = client.responses.create(model="slow", input="say:" + "x" * 1000, background=True, stream=True)
+        began = time.monotonic()
+        with pytest.raises(openai.APIError, match="stopping"):
+            for event in stream:
+                if event.type == "response.in_progress":
+                    running.process.terminate()
+        assert running.process.wait(20) == 0 and time.monotonic() - began < 15

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Responses:
         self.calls = Calls([plug], self.door)
 
     async def __call__(self, **body: Any) -> Any:
-        return await self.calls("POST", "/v1/responses", orjson.dumps({"model": "m", "input": "hi", **body}))
+        return await self.calls("POST", "/v1/responses", json.dumps({"model": "m", "input": "hi", **body}).encode())
 
     async def asked(self, **body: Any) -> Any:
         answer = await self(**body)
@@ -175,6 +176,8 @@ async def test_everything_else_reaches_the_ask(respond: Responses) -> None:
          "input[0].content[0].type"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "a"}]}, "input[0].call_id"),
         ({"include": ["file_search_call.results"]}, "include"), ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"tools": [{**TOOL, "parameters": {"maximum": 1 << 70}}]}, "tools"),
+        ({"input": [{"role": "user", "content": "a", "more": 1 << 70}]}, "input"),
         ({"temprature": 1}, "temprature"), ({"metadata": {"a": 1}}, "metadata"), ({"temperature": 3}, "temperature"),
     ],
 )  # fmt: skip

@@ -21,6 +21,7 @@ from penstock.protocols.openai_http.answering import asked, gathered, head_of, p
 from penstock.protocols.openai_http.chat import EFFORTS, OUR_EFFORTS
 from penstock.protocols.openai_http.conversation import MOST_TOOLS, choice_of, tool_of
 from penstock.protocols.openai_http.failures import request_id
+from penstock.protocols.openai_http.following import following
 from penstock.protocols.openai_http.response_items import (
     LONGEST_ID,
     Item,
@@ -163,20 +164,8 @@ async def _begin(
     order = Wish(head.id, document, orjson.dumps(wish.items), body, wish.stream)
     await door.responses().begin(http.caller, order)
     if wish.stream:
-        return HttpStream(followed(door, http.caller, head.id, 0), response.encode_error,
-                          headers=request_id(http) + headers)  # fmt: skip
+        return following(http, door, head.id, 0, headers)
     return HttpResponse(200, document, headers=request_id(http) + headers)
-
-
-async def followed(door: Door, caller: str, id: str, after: int) -> AsyncIterator[bytes]:
-    """The kept events of an answer from number `after` on, until its last one."""
-    while True:
-        part = await door.responses().events(caller, id, after)
-        after += len(part.events)
-        if part.events:
-            yield b"".join(part.events)
-        if part.ended:
-            return
 
 
 @dataclass(slots=True)
@@ -258,8 +247,20 @@ def decode(fields: Fields, earlier: list[object] | None = None, *, store: bool =
         "tool_choice": {"type": "function", "name": choice[1:]} if choice.startswith("=") else choice,
         "user": fields.text("user"),
     }  # fmt: skip
+    _check_written("tools", repeated["tools"])
+    _check_written("text.format.schema", repeated["text"])
     items = kept_items([*earlier, *new]) if kept else []
+    _check_written("input", items)
     return Wished(ask, stream, kept, background, items, repeated, ignored + parameters.check_rest(fields, KNOWN))
+
+
+def _check_written(name: str, value: object) -> None:
+    """Raises: InvalidInput for what cannot be repeated as JSON: too deep, or a whole number beyond 64 bits."""
+    try:
+        orjson.dumps(value)
+    except TypeError as error:
+        raise InvalidInput(f"Invalid '{name}': expected JSON that can be written again ({error}).",
+                           parameter=name, problem="invalid_value") from None  # fmt: skip
 
 
 # --- tools, reasoning, the output's form ---

@@ -8,14 +8,13 @@ from typing import Final
 import orjson
 
 from penstock.core.door import Door
-from penstock.core.errors import InvalidInput, NotFound, PenstockError
+from penstock.core.errors import InvalidInput, NotFound
 from penstock.core.responses import UNFINISHED
 from penstock.protocols import HttpRequest, HttpResponse, HttpStream
-from penstock.protocols.openai_http.failures import error_object, request_id
+from penstock.protocols.openai_http.failures import request_id
 from penstock.protocols.openai_http.files import looked_up, page, query_values, refused_as
+from penstock.protocols.openai_http.following import error_of, following
 from penstock.protocols.openai_http.replay import replayed
-from penstock.protocols.openai_http.responses import followed
-from penstock.protocols.openai_http.responses_wire import event_of
 
 _MOST_PAGE: Final = 100  # OpenAI's own, as the next one
 _PAGE: Final = 20
@@ -39,14 +38,12 @@ async def one(http: HttpRequest, door: Door) -> HttpResponse | HttpStream:
     if not stream:
         return HttpResponse(200, found.document, headers=request_id(http))
     if found.streamed:
-        pieces = followed(door, http.caller, id, 0 if after is None else int(after) + 1)
-    elif found.status in UNFINISHED:
+        return following(http, door, id, 0 if after is None else int(after) + 1)
+    if found.status in UNFINISHED:
         raise _wrong("stream", "it only of a response that was begun with 'stream', or that has ended")
-    elif after is not None:
+    if after is not None:
         raise _wrong("starting_after", "it only of a response that was begun with both 'background' and 'stream'")
-    else:
-        pieces = _replay(found.document)
-    return HttpStream(pieces, _last_error, headers=request_id(http))
+    return HttpStream(_replay(found.document), lambda error: error_of(error, 0), headers=request_id(http))
 
 
 async def remove(http: HttpRequest, door: Door) -> HttpResponse:
@@ -80,12 +77,6 @@ async def input_items(http: HttpRequest, door: Door) -> HttpResponse:
 
 async def _replay(document: bytes) -> AsyncIterator[bytes]:
     yield b"".join(replayed(orjson.loads(document)))
-
-
-def _last_error(error: PenstockError) -> bytes:
-    found = error_object(error)
-    return event_of("error", 0, {"message": found["message"], "code": found["code"], "param": found["param"],
-                                 "error": found})  # fmt: skip
 
 
 def _query(http: HttpRequest, *known: str) -> dict[str, str]:
