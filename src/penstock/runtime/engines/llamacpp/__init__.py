@@ -33,12 +33,14 @@ from penstock.runtime.engines import Engine, EngineContext
 from penstock.runtime.engines.llamacpp import wire
 from penstock.runtime.engines.llamacpp.room import Room
 from penstock.runtime.engines.llamacpp.settings import decide, info, parameters
+from penstock.runtime.engines.llamacpp.stream import stream
 from penstock.runtime.engines.llamacpp.watch import Watch
 
 if TYPE_CHECKING:
     import aiohttp
 
 _LOOKED_AMONG = 256
+_LOAD_EVERY = 16  # tokens of a sequence; with its first and its last one too
 _CERTAIN = 1e9  # a logit that no other comes near
 # Ends of turns that llama.cpp takes for an end whatever the header says. Source: llama-vocab.cpp, special_eog_ids.
 _ENDS = frozenset({
@@ -55,7 +57,7 @@ class LlamaEngine:
     ) -> None:
         self.info = info
         self._server: object | None = server
-        self._socket, self._headers = socket, {"Authorization": f"Bearer {key}"}
+        self._socket, self._path, self._key = socket, f"/proc/self/fd/{socket}", key
         self._cached = cached
         self._adapters = {name: at for at, name in enumerate(info.adapter_names)}
         self._room = Room(info.max_running, info.kv_capacity)
@@ -95,8 +97,8 @@ class LlamaEngine:
         run = _Run(generation, self._ends)
         for stage in _stages(generation):
             run.begin(stage)
-            async with contextlib.aclosing(self._parts(run.rest())) as stream:
-                async for parts in stream:
+            async with contextlib.aclosing(self._parts(run.rest())) as found:
+                async for parts in found:
                     for part in parts:
                         await self._take(run, part)
                     if run.new or run.reason:
@@ -167,7 +169,9 @@ class LlamaEngine:
 
     async def _post(self, name: str, body: Mapping[str, object]) -> bytes:
         data = msgspec.json.encode(body)
-        async with self._client().post(f"http://llama/{name}", data=data, headers=self._headers) as response:
+        async with self._client().post(
+            f"http://llama/{name}", data=data, headers={"Authorization": f"Bearer {self._key}"}
+        ) as response:
             answer = await response.read()
             if response.status != 200:
                 raise wire.read_fault(answer, response.status)
@@ -178,27 +182,16 @@ class LlamaEngine:
         if first:
             self._queries += len(run.generation.token_ids)
             self._hits += max(run.cached, 0)
-        return run.delta(run.cached if first else -1, self.load())
+        told = first or bool(run.reason) or len(run.said) % _LOAD_EVERY == 0
+        return run.delta(run.cached if first else -1, self.load() if told else None)
 
     async def _parts(self, generation: Generation) -> AsyncGenerator[list[wire.Part], None]:
         """The messages of a stream: those that came together, together."""
-        data = msgspec.json.encode(wire.request(generation, self._adapters, prefix_cache=self._cached))
+        body = msgspec.json.encode(wire.request(generation, self._adapters, prefix_cache=self._cached))
         with self._watch.running():
-            async with self._client().post("http://llama/completion", data=data, headers=self._headers) as response:
-                if response.status != 200:
-                    raise wire.read_fault(await response.read(), response.status)
-                async with contextlib.aclosing(self._read(response)) as found:
-                    async for parts in found:
-                        yield parts
-
-    async def _read(self, response: aiohttp.ClientResponse) -> AsyncGenerator[list[wire.Part], None]:
-        buffer = b""
-        async for piece in response.content.iter_any():
-            self._watch.moved()
-            *lines, buffer = (buffer + piece).split(b"\n")
-            parts = [wire.decode_part(line[6:]) for line in lines if line.startswith(b"data: {")]
-            if parts:
-                yield parts
+            async with contextlib.aclosing(stream(self._path, self._key, body, self._watch.moved)) as found:
+                async for parts in found:
+                    yield parts
 
     def _client(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
@@ -206,7 +199,7 @@ class LlamaEngine:
             import aiohttp
 
             # A connection for each request: llama.cpp learns of a cancellation by its end.
-            connector = aiohttp.UnixConnector(f"/proc/self/fd/{self._socket}", limit=0, force_close=True)
+            connector = aiohttp.UnixConnector(self._path, limit=0, force_close=True)
             timeout = aiohttp.ClientTimeout(total=None, sock_read=None)
             self._session = (loop, aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=1 << 20))
         return self._session[1]
@@ -338,7 +331,7 @@ class _Run:
         else:
             self.reason = self.reason or "length"
 
-    def delta(self, cached: int, load: EngineLoad) -> Delta:
+    def delta(self, cached: int, load: EngineLoad | None) -> Delta:
         """All since the last one."""
         tokens, logprobs = tuple(self.said[self.told :]), tuple(self._logprobs[self.told :])
         self.told = len(self.said)
