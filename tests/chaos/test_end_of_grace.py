@@ -37,7 +37,7 @@ def sleeps(x):
 """
 
 
-@pytest.mark.parametrize("fronts", [1, 2])
+@BOTH
 async def test_every_stream_that_outlasts_the_grace_ends_with_an_error_event(
     server: ServerFactory, llmecho: Path, tmp_path: Path, fronts: int
 ) -> None:
@@ -79,7 +79,7 @@ async def _numbers(client: httpx.AsyncClient) -> str:
     return last
 
 
-@pytest.mark.parametrize("fronts", [1, 2])
+@BOTH
 async def test_requests_that_outlast_the_grace_are_answered_too(
     server: ServerFactory, llmecho: Path, tmp_path: Path, fronts: int
 ) -> None:
@@ -116,7 +116,7 @@ async def test_requests_that_outlast_the_grace_are_answered_too(
     assert running.process.wait(15) == 0
 
 
-@pytest.mark.parametrize("fronts", [1, 2])
+@BOTH
 async def test_calls_over_grpc_that_outlast_the_grace_end_with_unavailable(
     server: ServerFactory, tmp_path: Path, fronts: int
 ) -> None:

@@ -17,6 +17,7 @@ from language_streams import becomes
 from running_server import RunningServer, ServerFactory
 
 pytestmark = pytest.mark.timeout(120)
+BOTH = pytest.mark.parametrize("fronts", [pytest.param(1, marks=pytest.mark.chaos), 2])
 
 SLOW = {"delay_s": 0.01, "max_running": 4}
 TOKENS = 60
@@ -111,7 +112,7 @@ async def streams_of() -> AsyncIterator[Callable[..., Streams]]:
         await one.client.aclose()
 
 
-@pytest.mark.parametrize("fronts", [1, 2])
+@BOTH
 async def test_a_switch_of_versions_under_streams_loses_none_and_mixes_none(
     server: ServerFactory, tmp_path: Path, streams_of: Callable[..., Streams], fronts: int
 ) -> None:
@@ -136,7 +137,7 @@ async def test_a_switch_of_versions_under_streams_loses_none_and_mixes_none(
     assert await streams.at_work() == 0
 
 
-@pytest.mark.parametrize("fronts", [1, 2])
+@BOTH
 async def test_a_version_loaded_anew_under_streams_gives_no_answer_with_the_tokens_of_the_other(
     server: ServerFactory, tmp_path: Path, streams_of: Callable[..., Streams], fronts: int
 ) -> None:
@@ -224,7 +225,7 @@ async def test_a_label_keeps_its_version_while_the_newest_one_moves_on(
     labelled.check("2")
 
 
-@pytest.mark.parametrize("fronts", [1, 2])
+@BOTH
 async def test_unloading_under_streams_lets_them_end_and_refuses_others(
     server: ServerFactory, tmp_path: Path, streams_of: Callable[..., Streams], fronts: int
 ) -> None:
@@ -252,7 +253,7 @@ async def test_unloading_under_streams_lets_them_end_and_refuses_others(
     streams.check("1")
 
 
-@pytest.mark.parametrize("fronts", [1, 2])
+@BOTH
 async def test_streams_that_outlast_their_version_end_with_an_error_and_those_that_waited_go_on(
     server: ServerFactory, tmp_path: Path, streams_of: Callable[..., Streams], fronts: int
 ) -> None:
