@@ -17,6 +17,7 @@ from running_server import ServerFactory
 from tritonclient.utils import InferenceServerException
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
+BOTH = pytest.mark.parametrize("fronts", [pytest.param(1, marks=pytest.mark.chaos), 2])
 
 COUNTS = """
 import time
