@@ -79,9 +79,10 @@ def write_lora(base: Path, target: Path, seed: int, *, rank: int = 4, size: floa
     _close(writer)
 
 
-def write_llama(base: Path, target: Path, heads: int = 2, size: int = 64, **header: Any) -> None:
+def write_llama(base: Path, target: Path, heads: int = 2, size: int = 64, divisors: float = 0.0, **header: Any) -> None:
     """A Llama of one layer and random weights, with the tokenizer of the GGUF file `base`; heads of `size` numbers.
 
+    `divisors`: what the slowest frequency of its rotary embedding is divided by, as Llama 3.1 keeps it; 0: by nothing.
     `header`: more of its keys, below "llama.", "__" for each dot.
     """
     import gguf
@@ -113,6 +114,8 @@ def write_llama(base: Path, target: Path, heads: int = 2, size: int = 64, **head
     writer.add_tensor("token_embd.weight", chance.normal(scale=0.1, size=(vocabulary, width)).astype(np.float32))
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
+    if divisors:
+        writer.add_tensor("rope_freqs.weight", np.linspace(1, divisors, size // 2, dtype=np.float32))
     for name, shape in shapes.items():
         values = chance.normal(size=shape) / shape[1] ** 0.5
         writer.add_tensor(f"blk.0.{name}.weight", values.astype(np.float32))

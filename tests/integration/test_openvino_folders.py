@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_models import write_llama
 from openvino_graphs import log_probabilities
 from tiny_language_models import AHEAD, CASES, PROMPT, REFERENCES, write
 
@@ -72,6 +73,29 @@ def test_smaller_weights_are_served_and_stay_near(
     assert served == f"openvino {dtype}" and len(tokens) == AHEAD
     # Random weights suffer more than trained ones: it is the first choice's log-probability that must stay near.
     assert logprobs[0] == pytest.approx(told["logprobs"][0], abs={"int8": 0.2, "int4": 1.5}[dtype])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"divisors": 8.0}, {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}, {"heads": 3, "size": 48}],
+)
+def test_file_is_computed_as_llamacpp_does(smollm2: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    pytest.importorskip("xllamacpp")
+    path = tmp_path / "model.gguf"
+    write_llama(smollm2, path, **changes)
+    prompt = tuple(100 + (at * 37 + 11) % 5000 for at in range(90))
+
+    async def likeliest(engine: str, context: EngineContext) -> tuple[int, float]:
+        loaded = choice.load(files.look(path), context, engine)
+        asked = Generation("g", prompt, 1, Sampling(temperature=0), logprobs=0)
+        (delta,) = [delta async for delta in loaded.generate(asked) if delta.token_ids]
+        await loaded.close()
+        return delta.token_ids[0], delta.logprobs[0].logprob
+
+    exact = EngineContext("m", threads=2, cache=tmp_path / "cache", dtype="f16", options={"kv_cache": "f32"})
+    token, logprob = asyncio.run(likeliest("openvino", exact))
+    plain = EngineContext("m", threads=2, options={"kv_type": "f32"})
+    assert asyncio.run(likeliest("llamacpp", plain)) == (token, pytest.approx(logprob, abs=0.01))
 
 
 @pytest.mark.parametrize(
