@@ -187,6 +187,8 @@ def test_parts(client: openai.OpenAI, model: str) -> None:
          "response_format"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/x"}}}],
           "tool_choice": "required"}, "tools"),
+        ({"extra_body": {"guided_regex": "a", "min_tokens": 3}}, "min_tokens"),
+        ({"extra_body": {"guided_regex": "a", "ignore_eos": True}}, "ignore_eos"),
         ({"extra_body": {"temprature": 1}}, "temprature"), ({"extra_body": {"top_n_sigma": None, "n": 0}}, "n"),
     ],
 )  # fmt: skip

@@ -57,6 +57,8 @@ class Planner:
             forced = "format"
         compiled = await self._compiled(ask, tools, forced)
         grammar = self._grammar(ask, compiled, forced)
+        if grammar is not None:
+            _check_ends(ask)
         forms, given = None, ask.template_arguments
         if ask.messages is not None:
             forms = self._texts.forms(self._texts.template(ask, bool(tools)))
@@ -148,6 +150,20 @@ class Planner:
         tools = ask.tools if ask.tool_choice != "none" else ()
         forms = self._texts.forms(self._texts.template(ask, bool(tools)))
         return await self._prompt(ask, tools, arguments(ask, forms))
+
+
+def _check_ends(ask: Ask) -> None:
+    """A grammar says where its text ends; engines that were kept from it went on with what it does not allow.
+
+    Raises: InvalidInput.
+    """
+    wished = {"sampling.min_tokens": ask.sampling.min_tokens > 0, "sampling.ignore_eos": ask.sampling.ignore_eos}
+    for field in (field for field, asked in wished.items() if asked):
+        name = checks.name(ask, field)
+        raise InvalidInput(
+            f"{name}: output that is held to a format or a call ends where that ends; leave {name} out",
+            parameter=name, problem="unsupported_parameter",
+        )  # fmt: skip
 
 
 def check_end(plan: Plan, choice: ChoiceText, finished: Finished) -> None:
