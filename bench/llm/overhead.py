@@ -123,9 +123,8 @@ def _alone(count: int, tokens: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "alone.llmecho")
         path.touch()
-        files = look(path)
-    context = EngineContext("alone", "cpu", 1.0, 1, max_running=count, options={"delay_s": DELAY_S})
-    engine = echo.plug.load(files, context)
+        context = EngineContext("alone", "cpu", 1.0, 1, max_running=count, options={"delay_s": DELAY_S})
+        engine = echo.plug.load(look(path), context)
 
     async def one() -> None:
         asked = Generation("x", tuple(_SAID.encode()), tokens, Sampling(temperature=0, ignore_eos=True))

@@ -20,6 +20,7 @@ class Sluice:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._loop: asyncio.AbstractEventLoop | None = None  # asking for it costs a system call each time
         self._entries: list[tuple[int, int, bytes]] = []
         self._size = 0
 
@@ -35,7 +36,9 @@ class Sluice:
 
     def _add(self, number: int, count: int, piece: bytes) -> None:
         if not self._entries:
-            asyncio.get_running_loop().call_soon(self._flush_if_alive)
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._flush_if_alive)
         elif self._size + len(piece) > _MOST_BYTES:
             self._flush_if_alive()
         self._entries.append((number, count, piece))
