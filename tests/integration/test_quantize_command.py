@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_folder import smollm2_folder  # noqa: F401  # a fixture
 
 
 def told(*arguments: object, code: int = 0) -> str:
@@ -96,6 +97,17 @@ def test_perplexity_is_that_of_the_model(smollm2: Path, tmp_path: Path, to: str,
     assert os.listdir(tmp_path) == [out.name]
     if engine == "openvino":
         assert_served_alike(smollm2, out, tmp_path)
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(300)
+def test_folder_becomes_smaller(smollm2_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "made"
+    found = json.loads(told(smollm2_folder, out, "--to", "int4", "--json"))
+    assert found["before"]["perplexity"] == pytest.approx(REFERENCE, rel=0.01)
+    assert found["after"]["perplexity"] == pytest.approx(found["before"]["perplexity"], rel=0.25)
+    assert found["after"]["size_bytes"] < 0.4 * found["before"]["size_bytes"]
+    assert_served_alike(smollm2_folder, out, tmp_path)
 
 
 def assert_served_alike(source: Path, out: Path, cache: Path) -> None:
