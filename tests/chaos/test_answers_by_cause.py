@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from waiting import until
 
 MODELS = """
 import os, time
@@ -121,11 +122,9 @@ def full(running: Any, model: str) -> Iterator[None]:
     path = "infer_stream" if model == "stream" else "V2"
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         held = [pool.submit(ask, running, path, 1.9)]
-        eventually(
-            lambda: (gauge(running, "requests_in_flight", model), gauge(running, "requests_queued", model)) == (1, 0)
-        )
+        until(lambda: (gauge(running, "requests_in_flight", model), gauge(running, "requests_queued", model)) == (1, 0))
         held.append(pool.submit(ask, running, path, 1.0))
-        eventually(lambda: gauge(running, "requests_queued", model) == 1)
+        until(lambda: gauge(running, "requests_queued", model) == 1)
         yield
         assert {future.result()[0] for future in held} == {200}
 
@@ -144,13 +143,6 @@ def gauge(running: Any, name: str, model: str) -> int:
     return int(found[1])
 
 
-def eventually(what: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("path", PATHS)
 def test_each_cause_has_its_status_over_http(running: Any, path: str) -> None:
     model = "stream" if path in STREAMS else "m"
@@ -164,7 +156,7 @@ def test_each_cause_has_its_status_over_http(running: Any, path: str) -> None:
     assert (status, headers["penstock-error"]) == (500, "ServableError") and b"the model has a bug" in text
     status, headers, _ = ask(running, path, 1.6, timeout_s=0.1)
     assert (status, headers["penstock-error"]) == (504, "DeadlineExceeded")
-    eventually(lambda: gauge(running, "requests_in_flight", model) == 0)
+    until(lambda: gauge(running, "requests_in_flight", model) == 0)
     with full(running, model):
         status, headers, _ = ask(running, path, 1.0)
         assert (status, headers["penstock-error"]) == (503, "Overloaded")
@@ -179,7 +171,7 @@ def test_each_cause_has_its_code_over_grpc(running: Any) -> None:
     assert ask_grpc(running, 2.0, size=LIMIT)[0] is GRPC[413]
     assert ask_grpc(running, 500.0)[0] is GRPC[500]
     assert ask_grpc(running, 1.6, timeout_s=0.1)[0] is GRPC[504]
-    eventually(lambda: gauge(running, "requests_in_flight", "m") == 0)
+    until(lambda: gauge(running, "requests_in_flight", "m") == 0)
     with full(running, "m"):
         code, trailers = ask_grpc(running, 1.0)
         assert code is GRPC[503]
@@ -207,9 +199,9 @@ def test_caller_who_left_is_counted_as_such(running: Any) -> None:
     with socket.create_connection(tuple(running.http.removeprefix("http://").split(":"))) as client:
         head = f"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
-        eventually(lambda: gauge(running, "requests_in_flight", "m") == 1)
+        until(lambda: gauge(running, "requests_in_flight", "m") == 1)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    eventually(lambda: cancelled(running) == before + 1)
+    until(lambda: cancelled(running) == before + 1)
 
 
 def cancelled(running: Any) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from waiting import until
 
 MODELS = '''
 import asyncio, os, time
@@ -135,13 +136,6 @@ def infer(running: Any, value: float, timeout_s: float = 20.0) -> tuple[int, Any
         return answer.status, json.loads(answer.read())
     finally:
         connection.close()
-
-
-def eventually(what: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.005)
 
 
 def reset(client: socket.socket) -> None:
@@ -261,14 +255,14 @@ def busy(running: Any, tmp_path: Path, number: int) -> Iterator[None]:
     value = number + 0.5
     holder = threading.Thread(target=infer, args=(running, value))
     holder.start()
-    eventually(lambda: f"{value:g}" in seen(tmp_path))
+    until(lambda: f"{value:g}" in seen(tmp_path), 10.0)
     yield
     holder.join()
 
 
 def removal_s(running: Any, began: float) -> float:
     """When the queue was first seen empty, after `began`."""
-    eventually(lambda: gauges(running)["queued"] == 0)
+    until(lambda: gauges(running)["queued"] == 0, 10.0)
     return time.monotonic() - began
 
 
@@ -297,13 +291,13 @@ def test_aborted_requests_never_reach_user_code(
                 ids = [float(100_000 + asked + index) for index in range(each)]
                 caller.ask(ids)
                 # Pipelined requests wait in their connection too, behind sixteen of them.
-                eventually(lambda: gauges(running)["queued"] >= min(each, 16), 5.0)
+                until(lambda: gauges(running)["queued"] >= min(each, 16), 5.0)
                 began = time.monotonic()
                 caller.leave()
                 times[name].append(removal_s(running, began))
             asked += each
     assert infer(running, 7.0)[1]["outputs"][0]["data"] == [21.0]
-    eventually(lambda: gauges(running) == {"in_flight": 0, "queued": 0})
+    until(lambda: gauges(running) == {"in_flight": 0, "queued": 0}, 10.0)
     reached = [line for line in seen(tmp_path) if float(line) >= 100_000]
     assert reached == []
     what = f"aborted requests that reached user code, of {asked:,}, {kind}, fronts = {fronts}"
@@ -327,7 +321,7 @@ def test_inline_runs_no_more_for_those_who_left_once_it_can_see_it(started: Any,
             caller.leave()
         assert infer(running, 7.0)[0] == 200
     assert sum(float(line) >= 100_000 for line in seen(tmp_path)) <= 5 * rounds
-    eventually(lambda: gauges(running) == {"in_flight": 0, "queued": 0})
+    until(lambda: gauges(running) == {"in_flight": 0, "queued": 0}, 10.0)
 
 
 def test_coroutines_are_cancelled_when_all_their_callers_have_left(started: Any, tmp_path: Path) -> None:
@@ -337,11 +331,11 @@ def test_coroutines_are_cancelled_when_all_their_callers_have_left(started: Any,
         client = socket.create_connection(address(running))
         client.sendall(message(value))
         clients.append(client)
-    eventually(lambda: len(seen(tmp_path)) == 4)
+    until(lambda: len(seen(tmp_path)) == 4, 10.0)
     for client in clients:
         reset(client)
-    eventually(lambda: sum(line.startswith("cancelled") for line in seen(tmp_path)) == 4, 3.0)
-    eventually(lambda: gauges(running) == {"in_flight": 0, "queued": 0})
+    until(lambda: sum(line.startswith("cancelled") for line in seen(tmp_path)) == 4, 3.0)
+    until(lambda: gauges(running) == {"in_flight": 0, "queued": 0}, 10.0)
 
 
 @pytest.mark.parametrize("path", ["generate_stream", "grpc"])
@@ -365,7 +359,7 @@ def test_stream_stops_within_one_item_of_its_readers_leaving(started: Any, tmp_p
             data += client.recv(65536)
         reset(client)
     made = len(seen(tmp_path))
-    eventually(lambda: gauges(running) == {"in_flight": 0, "queued": 0}, 3.0)
+    until(lambda: gauges(running) == {"in_flight": 0, "queued": 0}, 3.0)
     time.sleep(1.0)  # two more items, if it went on
     # The third of these lines may be just written; the next item takes 0.4 s, in which its reader is seen to leave.
     assert len(seen(tmp_path)) - made <= 1

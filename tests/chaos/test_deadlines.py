@@ -16,6 +16,7 @@ from typing import Any
 import http2_frames as h2
 import pytest
 from tritonclient.grpc import service_pb2
+from waiting import until
 
 pytestmark = pytest.mark.alone
 
@@ -167,13 +168,6 @@ def answer_over_grpc(running: Any, model: str, value: float, timeout: bytes) -> 
                     return data
 
 
-def eventually(what: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("asks", [20, pytest.param(1000, marks=[pytest.mark.chaos, pytest.mark.timeout(400)])])
 def test_model_that_computes_past_the_deadline_is_answered_for_at_the_deadline(
     started: Any, figure: Any, asks: int
@@ -199,7 +193,7 @@ def test_deadline_may_be_told_in_three_ways_and_holds_in_the_queue(started: Any,
     running = started("sleeps")
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         busy = pool.submit(ask, running, "sleeps", [0.6])
-        eventually(lambda: gauge(running, "requests_in_flight", "sleeps") == 1)
+        until(lambda: gauge(running, "requests_in_flight", "sleeps") == 1)
         began = time.monotonic()
         if how == "grpc":
             assert b"grpc-status\x014" in answer_over_grpc(running, "sleeps", 0.0, b"100m")
@@ -207,7 +201,7 @@ def test_deadline_may_be_told_in_three_ways_and_holds_in_the_queue(started: Any,
             told = {"timeout_s": 0.1} if how == "parameter" else {"header_s": 0.1}
             assert ask(running, "sleeps", [0.0], **told)[0] == 504
         assert 0.09 < time.monotonic() - began < 0.45
-        eventually(lambda: gauge(running, "requests_queued", "sleeps") == 0, 0.3)
+        until(lambda: gauge(running, "requests_queued", "sleeps") == 0, 0.3)
         assert busy.result()[0] == 200
     assert ask(running, "sleeps", [0.0])[0] == 200
     given_up = ["deadline", "cancelled"] if how == "grpc" else ["deadline"]  # grpcio's server ends calls by itself too
@@ -251,8 +245,8 @@ def test_reader_who_takes_nothing_is_cut_at_the_deadline_and_costs_no_worker(sta
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(address(running))
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        eventually(lambda: gauge(running, "requests_in_flight", "large") == 1)
-        eventually(lambda: gauge(running, "requests_in_flight", "large") == 0, 5.0)
+        until(lambda: gauge(running, "requests_in_flight", "large") == 1)
+        until(lambda: gauge(running, "requests_in_flight", "large") == 0, 5.0)
         data = b""
         client.settimeout(10)
         try:
@@ -271,8 +265,8 @@ def test_stream_that_hangs_is_answered_at_its_deadline_and_refused_after_two_wor
     for _ in range(2):
         _, text, seconds = ask(running, "hangs", [1.0], header_s=0.4, path="infer_stream")
         assert b"deadline" in text and seconds < 2.0
-        eventually(lambda: ask(running, "hangs", [0.0], header_s=5, path="infer_stream")[0] == 200)
-    eventually(lambda: b"ended 2 workers" in ask(running, "hangs", [1.0], header_s=0.4, path="infer_stream")[1], 5.0)
+        until(lambda: ask(running, "hangs", [0.0], header_s=5, path="infer_stream")[0] == 200)
+    until(lambda: b"ended 2 workers" in ask(running, "hangs", [1.0], header_s=0.4, path="infer_stream")[1], 5.0)
 
 
 def test_dependency_that_hangs_ends_at_the_deadline_and_harms_no_other_model(started: Any) -> None:
@@ -292,7 +286,7 @@ def test_dependency_that_hangs_ends_at_the_deadline_and_harms_no_other_model(sta
         assert max(future.result()[2] for future in hanging) < 2.0
         assert sorted(others)[len(others) // 2] < 0.2
         text = lambda: running.log.read_text() + "".join(running.lines)  # noqa: E731
-        eventually(lambda: "worker_stuck" in text())
+        until(lambda: "worker_stuck" in text())
         assert ask(running, "waits_for_more", [2.0])[0] == 200
 
 
@@ -306,7 +300,7 @@ def test_in_flight_never_exceeds_the_slots(started: Any) -> None:
             most = max(most, gauge(running, "requests_in_flight", "sleeps"))
     assert {future.result()[0] for future in asked} <= {503, 504}
     assert 0 < most <= 3, "two at work and, with an empty queue, one that waits"
-    eventually(lambda: gauge(running, "requests_in_flight", "sleeps") == 0)
+    until(lambda: gauge(running, "requests_in_flight", "sleeps") == 0)
     assert ask(running, "sleeps", [0.0])[1]["outputs"][0]["data"] == [1.0], "one at a time in a worker"
 
 

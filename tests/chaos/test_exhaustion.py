@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 import pytest
 from confined import confine, group, need_mounts
+from waiting import until
 from watched_processes import cpu_s, family, held_by
 
 import penstock
@@ -83,13 +84,6 @@ def events(running: Any, name: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == name]
 
 
-def until(claim: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.02)
-
-
 @contextlib.contextmanager
 def connections(address: str, count: int) -> Iterator[None]:
     """Opens connections and holds them."""
@@ -115,7 +109,7 @@ def test_without_files_left_connections_that_are_open_are_served_and_others_late
         first = pid_of(client, "one")
         assert pid_of(other, "two") > 0
         with connections(getattr(running, port), 150):
-            until(lambda: held_by(running.pid)[0].open_files >= 110)
+            until(lambda: held_by(running.pid)[0].open_files >= 110, 30.0)
             before, began = cpu_s(running.pid), time.monotonic()
             asked = 0
             while time.monotonic() - began < 1.0:
@@ -125,7 +119,7 @@ def test_without_files_left_connections_that_are_open_are_served_and_others_late
             # Nobody spins on a connection that cannot be accepted: an answer takes well below 2 ms.
             assert cpu_s(running.pid) - before < 0.35 + 0.004 * asked
             os.kill(first, 9)
-            until(lambda: events(running, "worker_start_failed") != [])
+            until(lambda: events(running, "worker_start_failed") != [], 30.0)
             # A replacement might come any moment, so a request waits for it as long as its caller allows.
             with pytest.raises(DeadlineExceeded):
                 client.infer("one", {"x": np.array([1.0])}, timeout_s=1.0)
@@ -151,7 +145,7 @@ def test_without_processes_left_the_others_serve_and_the_lost_worker_comes_back(
             failed = len(events(running, "worker_start_failed"))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(first, 9)
-            until(lambda failed=failed: len(events(running, "worker_start_failed")) > failed + 1)
+            until(lambda failed=failed: len(events(running, "worker_start_failed")) > failed + 1, 30.0)
             with pytest.raises(DeadlineExceeded):
                 client.infer("one", {"x": np.array([1.0])}, timeout_s=1.0)
             assert pid_of(client, "two") == second
@@ -180,10 +174,10 @@ def test_version_that_found_no_process_is_loaded_when_there_is_one(
         (folder / "pids.max").write_text((folder / "pids.current").read_text())
         (versions / "2" / "model.py").write_text((versions / "1" / "model.py").read_text())
         # There may be no thread left to look at the disk, or none for the load that the look asks for.
-        until(lambda: events(running, "model_failed") + events(running, "poll_failed") != [])
+        until(lambda: events(running, "model_failed") + events(running, "poll_failed") != [], 30.0)
         assert pid_of(client, "m") == first
         (folder / "pids.max").write_text("max")
-        until(lambda: len(events(running, "model_ready")) == 2)
+        until(lambda: len(events(running, "model_ready")) == 2, 30.0)
         assert pid_of(client, "m") != first
     for event in events(running, "model_failed") + events(running, "poll_failed"):
         assert "exception" not in event

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from waiting import until
 from watched_processes import Held, family, held_by, named_shared_memory, zombies
 
 pytestmark = pytest.mark.alone
@@ -82,14 +83,7 @@ def ready(running: Any) -> set[str]:
 def unload(running: Any, name: str) -> None:
     status, answer = call(running, f"/v2/repository/models/{name}/unload")
     assert status == 200, answer
-    until(lambda: name not in ready(running))
-
-
-def until(claim: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.01)
+    until(lambda: name not in ready(running), 60.0)
 
 
 def settled(pid: int, processes: int) -> list[Held]:
@@ -102,7 +96,7 @@ def settled(pid: int, processes: int) -> list[Held]:
         before, seen = seen, [(held.pid, held.open_files, held.threads) for held in held_by(pid)]
         return len(family(pid)) <= processes and seen == before
 
-    until(quiet)
+    until(quiet, 60.0)
     return held_by(pid)
 
 
@@ -204,7 +198,7 @@ def test_versions_that_come_and_go_on_the_disk_leave_nothing_behind(
         written = folder / "1" / ".model.py"
         written.write_text(code + f"\n# {time.monotonic_ns()}\n")
         os.rename(written, folder / "1" / "model.py")
-        until(lambda: said(event) > heard)
+        until(lambda: said(event) > heard, 60.0)
 
     def cycle(number: int) -> None:
         put(GOOD, "model_ready")

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
+from waiting import until
 
 from penstock.core.errors import Internal, InvalidInput, Overloaded
 from penstock.fleet.evidence.comparison import read
@@ -44,13 +45,6 @@ TABLE = Table(1, (ENDPOINT,), secret=SECRET)
 
 def decision(number: int) -> Decision:
     return Decision(f"{number:016x}", "fraud", 7, 1 + number % 2, 0.5, time.time())
-
-
-def until(holds: Callable[[], bool], within_s: float = 20.0) -> None:
-    by = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < by, "it did not happen"
-        time.sleep(0.01)
 
 
 @pytest.fixture

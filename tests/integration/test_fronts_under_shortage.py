@@ -9,11 +9,11 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from waiting import becomes
 
 from penstock.core.errors import Internal
 from penstock.runtime.fronts.supervisor import Fronts
@@ -36,12 +36,6 @@ def fronts() -> list[int]:
             if b"penstock.runtime.fronts.main" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(int(pid))
     return found
-
-
-async def until(claim: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
-        while not claim():  # noqa: ASYNC110  # what is waited for are processes
-            await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -75,9 +69,9 @@ async def test_front_that_dies_while_there_is_no_thread_is_replaced(monkeypatch:
             # The loop's own pool would hide the shortage with a thread that it has already.
             asyncio.get_running_loop().set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
             os.kill(first[0], signal.SIGKILL)
-            await until(lambda: first[0] not in fronts())
+            await becomes(lambda: first[0] not in fronts())
             await asyncio.sleep(0.3)  # the keeper has met the shortage
-        await until(lambda: len(fronts()) == 1 and fronts() != first)
+        await becomes(lambda: len(fronts()) == 1 and fronts() != first)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError(), OSError(11, "no processes")])
@@ -99,6 +93,6 @@ async def test_stop_does_not_wait_for_fronts_that_do_not_come_up(
     (tmp_path / "sitecustomize.py").write_text(HANGING_FRONTS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     async with serving(asyncio.Event()) as ready:
-        await until(fronts)
+        await becomes(fronts)
         assert not ready.is_set()
     assert fronts() == []

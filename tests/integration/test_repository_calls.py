@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import pickle
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
+from waiting import becomes
 
 from penstock.core.errors import InvalidInput, LoadError, NotFound, Unsupported
 from penstock.runtime.engine import Engine
@@ -64,12 +65,6 @@ def left(temporary: Path) -> list[Path]:
     return sorted(temporary.iterdir())
 
 
-async def until(claim: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not claim():  # noqa: ASYNC110  # what is waited for lies on a disk
-            await asyncio.sleep(0.01)
-
-
 def children() -> int:
     return len(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
 
@@ -110,11 +105,11 @@ async def test_load_whose_caller_leaves_is_brought_to_its_end(source: Source, te
         await repository.load("m", {"backend": "python"}, {"1/model.py": CODE})
         first = manager.find("m", "").path
         call = asyncio.create_task(repository.load("m", {"backend": "python"}, {"1/model.py": CODE}))
-        await until(lambda: len(left(temporary)) == 2)
+        await becomes(lambda: len(left(temporary)) == 2)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await until(lambda: not first.exists())
+        await becomes(lambda: not first.exists())
         assert [manager.find("m", "").path.parent] == left(temporary)
     assert left(temporary) == []
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 import penstock
 from penstock.core.errors import DeadlineExceeded, InvalidInput, NotFound, Overloaded, PenstockError, ServableError
@@ -26,14 +27,6 @@ MODELS = Path(__file__).parent / "models" / "behaving.py"
 def model(name: str, **options: object) -> dict[str, object]:
     # Made-up inputs would make `slow` sleep.
     return {"path": f"{MODELS}:{name}", "warm_up": name != "slow", **options}
-
-
-def eventually(claim: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Polls until the claim holds; fails when it does not in time."""
-    end = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.01)
 
 
 def infer(running: Any, name: str, x: list[float], **more: Any) -> penstock.Result:
@@ -101,7 +94,7 @@ def test_late_and_abandoned_requests_never_reach_user_code(
     running = server({"slow": model("slow", workers=1)})
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         busy = pool.submit(infer, running, "slow", [1.7])
-        eventually(lambda: log.exists() and "1.7" in log.read_text())
+        until(lambda: log.exists() and "1.7" in log.read_text())
         late = [
             pool.submit(post, running, "/v2/models/slow/infer", raw_body([50 + i], timeout=50_000)) for i in range(3)
         ]
@@ -147,7 +140,7 @@ def test_unreachable_deadline_is_refused_at_admission(server: Factory) -> None:
     infer(running, "slow", [1.4])
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         busy = [pool.submit(infer, running, "slow", [1.3]) for _ in range(3)]
-        eventually(lambda: 'penstock_requests_queued{model="slow",version="1"} 2' in penstock_metrics(running))
+        until(lambda: 'penstock_requests_queued{model="slow",version="1"} 2' in penstock_metrics(running))
         began = time.monotonic()
         status, headers, answer = post(running, "/v2/models/slow/infer", raw_body([1.0], timeout=150_000))
         assert status == 503 and "deadline" in answer["error"] and "Retry-After" in headers
@@ -161,7 +154,7 @@ def test_killed_worker_fails_its_batch_retryably_and_is_replaced(server: Factory
     pid = int(infer(running, "slow", [1.0])["pid"][0])
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         held = pool.submit(post, running, "/v2/models/slow/infer", raw_body([1.9]))
-        eventually(lambda: 'penstock_requests_in_flight{model="slow",version="1"} 1' in penstock_metrics(running))
+        until(lambda: 'penstock_requests_in_flight{model="slow",version="1"} 1' in penstock_metrics(running))
         waiting = pool.submit(infer, running, "slow", [2.0])
         time.sleep(0.05)  # the second request is on its way into the queue; its order does not matter for the claim
         os.kill(pid, signal.SIGKILL)
@@ -178,7 +171,7 @@ def test_request_that_ends_workers_is_quarantined(server: Factory) -> None:
     for _ in range(3):
         status, _, answer = post(running, "/v2/models/slow/infer", raw_body([666.0]))
         statuses.append(status)
-        eventually(lambda: infer_works(running))
+        until(lambda: infer_works(running))
     assert statuses == [503, 503, 500]
     assert "ended 2 workers" in answer["error"]
 
@@ -206,7 +199,7 @@ def test_stuck_worker_is_found_and_replaced(server: Factory, how: str) -> None:
         except PenstockError:
             return False
 
-    eventually(answers, 15)
+    until(answers, 15)
     log = running.log.read_text()
     assert "worker_stuck" in log
     if how == "spinning":
@@ -217,7 +210,7 @@ def test_stop_signal_lets_requests_in_flight_finish_and_takes_no_new_ones(server
     running = server({"slow": model("slow", workers=1)}, grace_s=10.0)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         held = pool.submit(infer, running, "slow", [1.9])
-        eventually(lambda: 'penstock_requests_in_flight{model="slow",version="1"} 1' in penstock_metrics(running))
+        until(lambda: 'penstock_requests_in_flight{model="slow",version="1"} 1' in penstock_metrics(running))
         running.process.send_signal(signal.SIGTERM)
         host, port = running.http.removeprefix("http://").split(":")
 
@@ -228,7 +221,7 @@ def test_stop_signal_lets_requests_in_flight_finish_and_takes_no_new_ones(server
                 return True
             return False
 
-        eventually(refused, 1.0)
+        until(refused, 1.0)
         assert held.result()["y"].tolist() == [1.9]
     assert running.process.wait(5) == 0
 
@@ -236,7 +229,7 @@ def test_stop_signal_lets_requests_in_flight_finish_and_takes_no_new_ones(server
 def test_second_stop_signal_does_not_wait(server: Factory) -> None:
     running = server({"slow": model("slow", workers=1)}, grace_s=30.0, lame_duck_s=30.0)
     running.process.send_signal(signal.SIGTERM)
-    eventually(lambda: not ready(running))
+    until(lambda: not ready(running))
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(2) == 128 + signal.SIGTERM
 
@@ -252,18 +245,18 @@ def ready(running: Any) -> bool:
 def test_lame_duck_serves_while_it_is_not_ready(server: Factory) -> None:
     running = server({"double": model("double")}, lame_duck_s=1.0)
     running.process.send_signal(signal.SIGTERM)
-    eventually(lambda: not ready(running))
+    until(lambda: not ready(running))
     assert infer(running, "double", [4.0])["y"].tolist() == [8.0]
     assert running.process.wait(5) == 0
 
 
 def test_no_process_is_left_behind_when_the_server_is_killed(server: Factory) -> None:
     running = server({"slow": model("slow", workers=2)}, fronts=2)
-    eventually(lambda: penstock_metrics(running).count('penstock_worker_ready{model="slow"') == 2)
+    until(lambda: penstock_metrics(running).count('penstock_worker_ready{model="slow"') == 2)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     assert len(children) >= 3
     running.stop(signal.SIGKILL)
-    eventually(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 5)
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 5)
 
 
 def test_wrong_inputs_are_refused_by_name(server: Factory) -> None:
@@ -344,7 +337,7 @@ def test_stop_ends_within_its_grace_although_the_model_computes_on(server: Facto
     running = server({"slow": model("slow", workers=1)}, grace_s=0.3)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         pool.submit(post, running, "/v2/models/slow/infer", raw_body([1.99]))
-        eventually(lambda: 'penstock_requests_in_flight{model="slow",version="1"} 1' in penstock_metrics(running))
+        until(lambda: 'penstock_requests_in_flight{model="slow",version="1"} 1' in penstock_metrics(running))
         began = time.monotonic()
         assert running.stop() == 0
         assert time.monotonic() - began < 0.8

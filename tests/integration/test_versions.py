@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 import penstock
 from penstock.core.errors import InvalidInput, LoadError, NotFound, NotReady, PenstockError, Unsupported
@@ -42,13 +42,6 @@ def write_version(folder: Path, number: int, factor: float, *, sleep_s: float = 
     hidden.mkdir(parents=True)
     (hidden / "model.py").write_text(MODEL.format(name="model", factor=factor, sleep_s=sleep_s, more=more))
     hidden.rename(folder / str(number))
-
-
-def eventually(claim: Callable[[], bool], seconds: float = 15.0) -> None:
-    end = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < end, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def answer(running: Any, version: str = "", name: str = "m") -> tuple[float, str, int]:
@@ -92,7 +85,7 @@ def test_switch_under_load_loses_nothing_and_no_answer_names_the_wrong_version(s
     old_pids = {answer(running)[2]}
     for number in range(2, 5):
         write_version(folder, number, float(number))
-        eventually(partial(serves, running, str(number)))
+        until(partial(serves, running, str(number)))
         old_pids.add(answer(running)[2])
     stop.set()
     for thread in threads:
@@ -100,7 +93,7 @@ def test_switch_under_load_loses_nothing_and_no_answer_names_the_wrong_version(s
     assert wrong == []
     assert set(seen) == {"1", "2", "3", "4"}
     last = answer(running)[2]
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in old_pids - {last}))  # memory comes back
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in old_pids - {last}))  # memory comes back
 
 
 @pytest.mark.parametrize(
@@ -120,12 +113,12 @@ def test_version_that_fails_gets_no_traffic_and_leaves_the_old_one_serving(
         {"m": {"path": str(folder), "inputs": {"x": "f8[n]"}, "outputs": {"y": "f8[n]", "pid": "i8[n]"}}}, poll_s=0.1
     )
     write_version(folder, 2, 2.0, more=more)
-    eventually(lambda: states(running).get("m/2") == "UNAVAILABLE")
+    until(lambda: states(running).get("m/2") == "UNAVAILABLE")
     assert answer(running)[:2] == (1.0, "1")
     with pytest.raises(NotReady, match="version 2 is UNAVAILABLE"):
         answer(running, "2")
     write_version(folder, 3, 3.0)
-    eventually(lambda: answer(running)[:2] == (3.0, "3"))
+    until(lambda: answer(running)[:2] == (3.0, "3"))
 
 
 def test_policies_and_labels_choose_versions(server: Factory, tmp_path: Path) -> None:
@@ -163,10 +156,10 @@ def test_model_folders_that_come_and_go_are_followed(shared_server: Factory, tmp
     write_version(repository / "a", 1, 1.0)
     running = shared_server({}, serve=[str(repository)], poll_s=0.1)
     write_version(repository / "b", 1, 5.0)
-    eventually(lambda: states(running).get("b/1") == "READY")
+    until(lambda: states(running).get("b/1") == "READY")
     assert answer(running, name="b")[0] == 5.0
     shutil.rmtree(repository / "a")
-    eventually(lambda: "a/1" not in states(running))
+    until(lambda: "a/1" not in states(running))
     with pytest.raises(NotFound):
         answer(running, name="a")
 
@@ -193,7 +186,7 @@ def test_explicit_load_and_unload(server: Factory, tmp_path: Path) -> None:
         client.unload("m")
         with pytest.raises(NotFound):
             answer(running)
-        eventually(lambda: not Path(f"/proc/{pid}").exists())
+        until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_load_with_settings_and_files_of_its_own(server: Factory, tmp_path: Path) -> None:
@@ -248,7 +241,7 @@ def test_several_fronts_are_one_server(server: Factory, tmp_path: Path) -> None:
         assert statistics.inference_count == 40
         write_version(folder, 2, 2.0)
         client.load("m")
-    eventually(lambda: {one_call() for _ in range(20)} == {4.0})
+    until(lambda: {one_call() for _ in range(20)} == {4.0})
     big = np.random.default_rng(0).random(300_000)
     for _ in range(6):
         with penstock.Client(running.http) as client:
@@ -256,14 +249,14 @@ def test_several_fronts_are_one_server(server: Factory, tmp_path: Path) -> None:
             with pytest.raises(InvalidInput):
                 client.infer("m", {"x": np.zeros(1, "f4")})
     os.kill(int(fronts[0]), signal.SIGKILL)
-    eventually(lambda: not Path(f"/proc/{fronts[0]}").exists())
+    until(lambda: not Path(f"/proc/{fronts[0]}").exists())
 
     def replaced() -> bool:
         now = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         return sum("fronts" in Path(f"/proc/{pid}/cmdline").read_text() for pid in now) == 2
 
-    eventually(replaced)
-    eventually(lambda: {one_call() for _ in range(20)} == {4.0})
+    until(replaced)
+    until(lambda: {one_call() for _ in range(20)} == {4.0})
     assert running.stop() == 0
 
 
