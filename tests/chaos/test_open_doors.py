@@ -127,7 +127,7 @@ def test_every_route_asks_for_the_key_by_every_method(keyed: Any) -> None:
         path = pattern.replace("{model}", "same").replace("{version}", "1")
         path = path.replace("{graph}", "same").replace("{unit}", "u").replace("{namespace}", "n")
         path = path.replace("{region}", "r").replace("{repository}", "r").replace("{reader}", "r")
-        path = path.replace("{file}", "f").replace("{batch}", "b")
+        path = path.replace("{file}", "f").replace("{batch}", "b").replace("{response}", "r")
         assert "{" not in path, f"{pattern} holds a name that this test does not know"
         for method in METHODS:
             status, body = ask(keyed, method, path)
