@@ -16,7 +16,7 @@ from language_streams import SURFACES, Read, becomes, read
 from running_server import RunningServer, ServerFactory
 from watched_processes import family
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 SLOW = {"delay_s": 0.02, "context_tokens": 1 << 16}
 BOTH = pytest.mark.parametrize("fronts", [pytest.param(1, marks=pytest.mark.chaos), 2])
 LIMITS = httpx.Limits(max_connections=200, max_keepalive_connections=0)  # each on a connection, so on any front

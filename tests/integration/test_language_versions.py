@@ -231,14 +231,18 @@ async def test_unloading_under_streams_lets_them_end_and_refuses_others(
 ) -> None:
     folder = tmp_path / "echo"
     put(folder, 1)
+    options = {**SLOW, "max_running": 1}  # between two of them, the version holds none
     running = server(
-        {"echo": {"path": str(folder), "options": SLOW}}, model_control="explicit", load_models=["echo"], fronts=fronts
+        {"echo": {"path": str(folder), "options": options}},
+        model_control="explicit",
+        load_models=["echo"],
+        fronts=fronts,
     )
     streams = streams_of(running)
-    streams.begin(10)
-    await becomes(lambda: streams.begun >= 4, 20, "some stream, others wait")
+    streams.begin(5)
+    await becomes(lambda: streams.begun >= 1, 20, "one streams, others wait")
     async with asyncio.timeout(10):
-        while await streams.at_work() < 10:
+        while await streams.at_work() < 5:
             pass
     assert (await streams.client.post("/v2/repository/models/echo/unload")).status_code == 200
     body = {"model": "echo", "messages": [{"role": "user", "content": "say:x"}]}
