@@ -296,6 +296,15 @@ def skewed(dice: random.Random) -> list[Ask]:
     ]  # fmt: skip
 
 
+def long_answers(dice: random.Random) -> list[Ask]:
+    """One system prompt of 1,000 tokens that all share, and answers of 100 to 300; callers ask for no limit."""
+    prompt = words(dice, 800)
+    return [
+        Ask([said("system", prompt), said("user", words(dice, dice.randrange(5, 30)))], dice.randrange(100, 300), 1024)
+        for _ in range(60)
+    ]  # fmt: skip
+
+
 def agents(dice: random.Random) -> list[Ask]:
     """Six sets of tools, tasks below them whose calls' results come back, and lone questions in between. Written before
     anything was tuned, and not looked at while that was done."""

@@ -9,9 +9,18 @@ from hypothesis import strategies as st
 
 from penstock.fleet.router.gain import Gain
 from penstock.fleet.router.lanes import Lane, Service, Upstream
-from penstock.fleet.router.prefix_choice import SHARED, TOKENS_PER_BLOCK, begun, choose, enter, leave, load
+from penstock.fleet.router.prefix_choice import (
+    REQUEST_COST,
+    SHARED,
+    TOKENS_PER_BLOCK,
+    begun,
+    choose,
+    enter,
+    leave,
+    load,
+)
 from penstock.fleet.router.prefixes import BLOCK_BYTES
-from penstock.fleet.router.prompts import Prompt, block_keys, read_prompt
+from penstock.fleet.router.prompts import WRITTEN_COST, Prompt, block_keys, read_prompt
 from penstock.fleet.routes import Endpoint
 from penstock.fleet.routes import Upstream as Address
 
@@ -81,7 +90,7 @@ def test_prompts_with_nothing_in_common_are_spread_by_what_is_to_be_read() -> No
         chosen.in_flight += 1
         loads = [load(one) for one in replicas]
         most = max(one.in_flight for one in replicas)
-        assert max(loads) - min(loads) <= 4000 * (1 + SHARED * most) + 128 + 64
+        assert max(loads) - min(loads) <= 4000 * (1 + SHARED * most) + REQUEST_COST + 64 * WRITTEN_COST
 
 
 def test_alike_prompts_with_little_in_common_are_spread_evenly() -> None:

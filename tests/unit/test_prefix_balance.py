@@ -9,7 +9,7 @@ from penstock.core.errors import InvalidInput
 from penstock.fleet.router.lanes import Upstream, Waiter
 from penstock.fleet.router.prefix_choice import MOST_ADAPTERS, leave
 from penstock.fleet.router.prefixes import MOST_BLOCKS, Prefixes
-from penstock.fleet.router.prompts import Prompt, read_document, read_prompt
+from penstock.fleet.router.prompts import WRITTEN_COST, Prompt, read_document, read_prompt
 from penstock.fleet.router.talk import Talk
 from penstock.fleet.routes import Arm
 from penstock.fleet.routes import Upstream as Address
@@ -150,9 +150,12 @@ def test_a_session_stays_on_its_replica_whatever_its_prompts_say() -> None:
 
 def test_what_will_be_written_counts_a_little_and_within_bounds() -> None:
     short, long = prompt("hi", max_tokens=1), prompt("hi", max_tokens=50)
-    assert (short.decode, long.decode) == (1.0, 50.0)
+    assert (short.decode, long.decode) == (WRITTEN_COST, 50 * WRITTEN_COST)
     assert (
-        prompt("hi", max_tokens=10**9).decode == prompt("hi").decode == prompt("hi", max_tokens=30, n=4).decode == 64.0
+        prompt("hi", max_tokens=10**9).decode
+        == prompt("hi").decode
+        == prompt("hi", max_tokens=30, n=4).decode
+        == 64 * WRITTEN_COST
     )
     assert read_prompt("/v1/embeddings", {"model": "m", "input": ["a"]}, 10).decode == 0
 
@@ -238,7 +241,7 @@ def test_a_body_that_is_nested_without_end_is_refused(depth: int) -> None:
 )  # fmt: skip
 def test_values_that_nobody_should_send_make_no_prompt_costly(more: dict[str, object]) -> None:
     found = read_prompt(CHAT, {"model": "m", "messages": [{"role": "user", "content": "x" * 600}], **more}, 700)
-    assert 0 <= found.output <= 16 * 1024 and 0 <= found.decode <= 64 and 0 <= found.tokens < 1000
+    assert 0 <= found.output <= 16 * 1024 and 0 <= found.decode <= 64 * WRITTEN_COST and 0 <= found.tokens < 1000
 
 
 def test_what_is_believed_of_a_replica_is_bounded_whatever_is_sent() -> None:

@@ -83,6 +83,14 @@ def test_nothing_else_is_worse_when_callers_come_at_times_of_their_own(workload:
         assert prefix.whole_s < 1.05 * other.whole_s, f"{balance}: {other}"
 
 
+def test_long_answers_do_not_gather_where_their_prompt_is() -> None:
+    speed = Speed(1 / 480, 0.033, 0.3, 256)  # answers hinder each other more than they may
+    prefix = mean("prefix", simulated.long_answers, 0, speed, 0.7)
+    other = mean("least", simulated.long_answers, 0, speed, 0.7)
+    assert prefix.mean_s < 1.02 * other.mean_s, other
+    assert prefix.whole_s < 1.05 * other.whole_s, other
+
+
 def test_replicas_that_keep_nothing_are_soon_treated_so() -> None:
     """An engine without a cache, which says nothing of that; all prompts have one of twelve beginnings."""
     found = {}
