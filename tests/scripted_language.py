@@ -9,7 +9,7 @@ from typing import Any
 from numpy_door import NumpyDoor, NumpyModel
 
 from penstock.core.errors import NotFound, PenstockError, Unsupported
-from penstock.core.language import Ask, Card, EngineInfo, Event, Scores, Vectors
+from penstock.core.language import Ask, Began, Card, EngineInfo, Event, Finished, Scores, Text, Usage, Vectors
 from penstock.protocols import HttpResponse, HttpStream
 
 INFO = EngineInfo(
@@ -17,6 +17,11 @@ INFO = EngineInfo(
     adapter_names=("polite",), labels=("bad", "good"),
 )  # fmt: skip
 CARD = Card("m", "3", INFO, 1_700_000_000, chat=True, tools=True, reasons=False)
+
+# An answer with what must be escaped in JSON, and a count of every kind.
+BEGAN = Began(5, "m", "3")
+USAGE = Usage(5, 2, cached_tokens=3, reasoning_tokens=1)
+HELLO: list[Event | PenstockError] = [BEGAN, Text(0, "Hé"), Text(0, '"llo'), Finished(0, "stop"), USAGE]
 
 
 @dataclass

@@ -7,11 +7,10 @@ from typing import Any
 import orjson
 import pytest
 from http_calls import Calls, header_of, json_of
-from scripted_language import CARD, Script, ScriptDoor, pieces_of
+from scripted_language import BEGAN, CARD, HELLO, USAGE, Script, ScriptDoor, pieces_of
 
 from penstock.core.errors import NotReady, Overloaded, PenstockError, QuotaExceeded, ServableError, TooLarge, WorkerLost
 from penstock.core.language import (
-    Began,
     Event,
     Finished,
     Format,
@@ -25,9 +24,6 @@ from penstock.core.language import (
 from penstock.protocols.anthropic_http import plug
 from penstock.protocols.anthropic_http.reading import HARMLESS, KNOWN, REFUSED
 
-BEGAN = Began(5, "m", "3")
-USAGE = Usage(5, 2, cached_tokens=3, reasoning_tokens=1)
-HELLO: list[Event | PenstockError] = [BEGAN, Text(0, "Hé"), Text(0, '"llo'), Finished(0, "stop"), USAGE]
 USER = [{"role": "user", "content": "hi"}]
 TOOL = {"name": "look", "description": "Looks", "input_schema": {"type": "object"}}
 

@@ -7,11 +7,10 @@ from typing import Any
 import orjson
 import pytest
 from http_calls import Calls, header_of, json_of
-from scripted_language import Script, ScriptDoor, pieces_of
+from scripted_language import BEGAN, HELLO, USAGE, Script, ScriptDoor, pieces_of
 
 from penstock.core.errors import Overloaded, PenstockError, WorkerLost
 from penstock.core.language import (
-    Began,
     Event,
     Finished,
     Format,
@@ -21,15 +20,11 @@ from penstock.core.language import (
     TextToken,
     ToolCall,
     ToolCallPart,
-    Usage,
 )
 from penstock.protocols.openai_http import parameters, plug, responses
 from penstock.runtime.language.kept_responses import KEEP_S, ResponseBounds, ResponseKeeper
 from penstock.runtime.language.shelves import MemoryShelf
 
-BEGAN = Began(5, "m", "3")
-USAGE = Usage(5, 2, cached_tokens=3, reasoning_tokens=1)
-HELLO: list[Event | PenstockError] = [BEGAN, Text(0, "Hé"), Text(0, '"llo'), Finished(0, "stop"), USAGE]
 TOOL = {"type": "function", "name": "look", "parameters": {"type": "object"}}
 
 
