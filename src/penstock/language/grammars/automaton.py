@@ -32,7 +32,11 @@ from penstock.language.grammars.nodes import (
 Edges = tuple[tuple[int, int, int], ...]  # from and to which character, inclusive, and the state they lead to; sorted
 
 
-_MOST_WORK = 4_000_000  # loose states in all sets of them: about a second
+@dataclass(slots=True)
+class Work:
+    """How much may still be done: loose states in all sets of them. So many take about a second."""
+
+    left: int = 4_000_000
 
 
 class TooManyStates(InvalidInput):
@@ -122,16 +126,16 @@ class _Loose:
         return frozenset(found)
 
 
-def build(node: Node, rules: Rules) -> Automaton:
-    """The automaton of a node without recursion. Raises TooManyStates."""
+def build(node: Node, rules: Rules, work: Work | None = None) -> Automaton:
+    """The automaton of a node without recursion; several may share `work`. Raises TooManyStates."""
+    work = work or Work()
     loose = _Loose(rules)
     final = loose.add(node, loose.state())
     first = loose.closure(frozenset((0,)))
     numbers, order, edges = {first: 0}, [first], []
-    work = 0
     for states in order:
-        work += len(states)
-        if work > _MOST_WORK:
+        work.left -= len(states)
+        if work.left < 0:
             raise TooManyStates(f"{rules.where}: has too many beginnings of parts at once; make it smaller")
         out: list[tuple[int, int, int]] = []
         alike: dict[Ranges, list[int]] = {}

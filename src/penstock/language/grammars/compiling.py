@@ -54,7 +54,7 @@ _SCHEMA = "response_format.json_schema.schema"
 class Compiler:
     """Compiles, and remembers what it compiled: at most `entries` grammars and `most_bytes` of them. Thread-safe.
 
-    A grammar that was refused is not remembered: refusing is quick.
+    A grammar that was refused is not remembered: refusing takes some seconds at most, of a thread of its own.
     """
 
     def __init__(self, limits: Limits | None = None, entries: int = 256, most_bytes: int = 64 * 1024 * 1024) -> None:
