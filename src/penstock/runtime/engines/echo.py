@@ -15,7 +15,7 @@ import math
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from penstock.core.errors import LoadError
 from penstock.core.language import Delta, EngineInfo, EngineLoad, Generation, TokenLogprob
@@ -49,7 +49,8 @@ class EchoEngine:
         )  # fmt: skip
         if unknown := [name for name in lacks if getattr(self.info, name, None) is not True]:
             raise LoadError(f"engine echo can do no {', '.join(unknown)} that it could lack")
-        self.info = dataclasses.replace(self.info, **dict.fromkeys(lacks, False))
+        without: dict[str, Any] = dict.fromkeys(lacks, False)
+        self.info = dataclasses.replace(self.info, **without)
 
     async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
         """The last line of the prompt, token by token, then the end; as often as `min_tokens` or `ignore_eos` ask."""
