@@ -88,6 +88,22 @@ def test_link_out_of_the_models_folder_is_refused(tmp_path: Path) -> None:
         artifact_sha256(version)
 
 
+def test_links_of_hugging_faces_cache_are_followed_into_its_blobs_only(tmp_path: Path) -> None:
+    repository = tmp_path / "models--owner--name"
+    snapshot, blobs = repository / "snapshots" / "c0ffee", repository / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "abc").write_text("weights")
+    (snapshot / "model.safetensors").symlink_to(Path("..", "..", "blobs", "abc"))
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "model.safetensors").write_text("weights")
+    assert artifact_sha256(snapshot) == artifact_sha256(tmp_path / "plain")
+    (repository / "secret").write_text("key")
+    (snapshot / "config.json").symlink_to(Path("..", "..", "secret"))
+    with pytest.raises(LoadError, match="leads out"):
+        artifact_sha256(snapshot)
+
+
 def test_link_to_another_version_is_followed(tmp_path: Path) -> None:
     for number in ("1", "2"):
         (tmp_path / "m" / number).mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -120,9 +121,16 @@ def test_several_files_none_called_model_are_not_guessed_among(tmp_path: Path) -
         one(tmp_path / "m")
 
 
-def test_nothing_there_says_what_a_model_is(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"there is nothing at .*gone\.onnx\. A model is a file \(\.onnx"):
-        one(tmp_path / "gone.onnx")
+def test_snapshot_of_hugging_faces_cache_is_named_as_its_repository(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--Name-1B" / "snapshots" / "c0ffee"
+    put(snapshot / "model.onnx")
+    assert one(snapshot).name == "Name-1B"
+
+
+@pytest.mark.parametrize("file", ["gone.onnx", "gone.gguf"])
+def test_nothing_there_says_what_a_model_is(file: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=rf"there is nothing at .*{re.escape(file)}\. A model is a file \(\.onnx"):
+        one(tmp_path / file)
     with pytest.raises(NotFound, match=r"there is no file .*app\.py"):
         one(f"{tmp_path}/app.py:Model")
 

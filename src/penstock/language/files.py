@@ -35,7 +35,7 @@ def recognises(path: Path) -> bool:
     """Whether a language model lies at `path`, by names and the first bytes."""
     if path.name.endswith((UPSTREAM_SUFFIX, ECHO_SUFFIX)):
         return path.is_file()
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" and path.is_file():
         with path.open("rb") as file:
             return file.read(4) == gguf.MAGIC
     return path.is_dir() and _folder_kind(path) is not None

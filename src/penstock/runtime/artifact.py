@@ -44,7 +44,7 @@ def files_of(path: Path) -> Iterator[tuple[str, Path]]:
         names = sorted(_walk(place, ""))
         for name in names:
             file = place / name
-            if file.is_symlink() and not file.resolve().is_relative_to(root.parent):
+            if file.is_symlink() and not any(map(file.resolve().is_relative_to, _holders(root))):
                 raise LoadError(f"{name} in {place} is a link that leads out of the model's folder")
             yield name, file
         return
@@ -54,6 +54,17 @@ def files_of(path: Path) -> Iterator[tuple[str, Path]]:
             name = beside.name
             if name.startswith((f"{place.name}.", f"{place.name}_")) and not ignored(name) and beside.is_file():
                 yield name, beside
+
+
+def _holders(root: Path) -> tuple[Path, ...]:
+    """Where links of the folder `root` may lead: its versions, and what Hugging Face's cache keeps its contents in.
+
+    Source: huggingface_hub, "Understand caching": models--OWNER--NAME/{blobs,snapshots/COMMIT}.
+    """
+    repository = root.parent.parent
+    if root.parent.name == "snapshots" and repository.name.startswith("models--"):
+        return root.parent, repository / "blobs"
+    return (root.parent,)
 
 
 def fingerprint(path: Path) -> str:

@@ -143,9 +143,17 @@ def _elsewhere(path: str, plugs: Mapping[str, Adapter]) -> Found:
     raise NotFound(f"there is nothing at {path}. {_allowed(plugs)}")
 
 
+def _name_of(folder: Path) -> str:
+    """The folder's own name; in Hugging Face's cache, where that is a commit, the repository's without its owner."""
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return folder.name
+
+
 def _in_folder(folder: Path, path: str, plugs: Mapping[str, Adapter], child: bool = False) -> Found | None:
     """The one model that `folder` is, or None: it holds numbered versions, is a Python model, or holds one file."""
-    name = folder.resolve().name
+    name = _name_of(folder.resolve())
     settings = _settings(folder)
     if "adapter" in settings:
         plugs = adapters(str(settings["adapter"]))

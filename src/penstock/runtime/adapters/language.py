@@ -23,8 +23,8 @@ from penstock.core.servable import LoadContext, Outlet, Servable, Tensors
 from penstock.language import files
 from penstock.runtime.engines import Engine, EngineContext, Pouring
 from penstock.runtime.language import choice, wire
-from penstock.runtime.language.joining import Joiner
 from penstock.runtime.language.fallback import FALLBACK
+from penstock.runtime.language.joining import Joiner
 
 _LORA = "lora."
 # What the server reads for itself: a template instead of the model's own, what may wait, who shares requests.
