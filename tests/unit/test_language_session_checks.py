@@ -78,7 +78,7 @@ def test_every_field_is_in_a_table_or_needs_none() -> None:
     # What is looked at elsewhere: by templates, grammars, parsers, the queue; or is free.
     elsewhere = {
         "messages", "prompt", "format", "parallel_tool_calls", "include_stop", "skip_special_tokens", "id", "deadline",
-        "caller", "trace", "names", "whole", "take", "add_generation_prompt",
+        "caller", "trace", "names", "whole", "take", "notes", "add_generation_prompt",
     }  # fmt: skip
     assert fields == known | elsewhere
     assert {need.field for need in checks.NEEDS} == set(NEEDED)
