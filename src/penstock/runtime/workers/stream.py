@@ -23,7 +23,7 @@ class Inbox:
         self._took = took
         self._abandon = abandon
         self._items: deque[Tensors | bytes] = deque()
-        self._begun = b""  # of a piece that came in several entries
+        self._begun: list[bytes] = []  # of a piece that comes in several entries
         self._push: Callable[[int, bytes], bool] | None = None
         self._error: PenstockError | None = None
         self._taken = 0
@@ -36,10 +36,10 @@ class Inbox:
     def pour(self, count: int, piece: bytes) -> None:
         """Takes one entry of a `frame.Pieces`."""
         if count == frame.MORE:
-            self._begun += piece
+            self._begun.append(piece)
             return
         if self._begun:
-            piece, self._begun = self._begun + piece, b""
+            piece, self._begun = b"".join((*self._begun, piece)), []
         push, waiter = self._push, self._waiter
         if push is not None and waiter is not None and not waiter.done() and not self._items and push(count, piece):
             self._taken += 1
