@@ -86,7 +86,8 @@ async def load(
             work = bring_up(loaded, door)
         else:
             work = _Loading(loaded, cores, occupancy, serial, on_change).run(whole)
-        await asyncio.wait_for(work, loaded.options.load_timeout_s)
+        async with asyncio.timeout(loaded.options.load_timeout_s):
+            await work
     except TimeoutError:
         await loaded.free(0.0)
         raise LoadError(

@@ -166,7 +166,8 @@ class LoadedVersion:
                 idle = asyncio.Event()
                 self.batcher.on_idle = idle.set
                 try:
-                    await asyncio.wait_for(idle.wait(), grace_s)
+                    async with asyncio.timeout(grace_s):
+                        await idle.wait()
                 except TimeoutError:
                     log.warning("unload_cut_short", extra={"model": self.name, "in_flight": self.batcher.in_flight})
         finally:

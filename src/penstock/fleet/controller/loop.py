@@ -187,7 +187,8 @@ class Controller:
         self._stopping = True
         self._wake.set()
         with contextlib.suppress(TimeoutError):  # a step that goes on might start another replica
-            await asyncio.wait_for(self._ended.wait(), _STEP_S)
+            async with asyncio.timeout(_STEP_S):
+                await self._ended.wait()
         for replica in self.driver.replicas():
             if replica.state is ReplicaState.FAILED:
                 self.driver.forget(replica.id)
@@ -198,7 +199,8 @@ class Controller:
                 while any(one.state is not ReplicaState.FAILED for one in self.driver.replicas()):
                     self.driver.changed.clear()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self.driver.changed.wait(), 0.5)
+                        async with asyncio.timeout(0.5):
+                            await self.driver.changed.wait()
 
     async def step(self, now: float) -> None:
         """One look at everything, and what follows from it."""

@@ -113,7 +113,8 @@ class Life:
         """Lets go of it; it goes on. What is ending is seen to its end, as far as that takes no time."""
         if self._died.is_set() or self._ending:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.ended.wait(), _LAST_S)
+                async with asyncio.timeout(_LAST_S):
+                    await self.ended.wait()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -218,7 +219,8 @@ class Life:
                 await self.fail(f"it had to be killed: it {did} for {_UNREADY_S:g} s")
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._died.wait(), _PROBE_S)
+                async with asyncio.timeout(_PROBE_S):
+                    await self._died.wait()
 
     async def _stop(self, adopted: bool = False) -> None:
         await self._begun.wait()
@@ -275,7 +277,8 @@ class Life:
         self._ending = True
         await self._kill()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._gone(), 2.0)
+            async with asyncio.timeout(2.0):
+                await self._gone()
         await self._in_thread(groups.remove, [Path(one) for one in self.record.groups])
         self.record.ended_at = time.time()
         self.ended.set()

@@ -165,7 +165,8 @@ class Recorder:
             inbox.rewards += len(rewards)
         self._wake.set()
         try:
-            return await asyncio.wait_for(asked.future, self._reward_s)
+            async with asyncio.timeout(self._reward_s):
+                return await asked.future
         except TimeoutError:
             with self._lock:
                 self._figures.refused_rewards += len(rewards)

@@ -67,7 +67,8 @@ class Child:
             return
         self.send(number)
         try:
-            await asyncio.wait_for(process.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await process.wait()
         except TimeoutError:
             log.warning("child_killed", extra={"child": self.name, "seconds": within_s})
             self.send(signal.SIGKILL)

@@ -123,7 +123,8 @@ class Fronts:
             if self._draining is None:
                 log.warning("front_replaced", extra={"delay_s": delay_s})
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._told.wait(), delay_s)
+                    async with asyncio.timeout(delay_s):
+                        await self._told.wait()
             healthy = time.monotonic() - began > _HEALTHY_S + delay_s
             delay_s = _FIRST_DELAY_S if healthy else min(_LONGEST_DELAY_S, 2 * delay_s)
 

@@ -137,7 +137,8 @@ class HttpListener:
         """Returns when no connection is left, or time is up."""
         if self._site.connections and timeout_s > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._site.empty.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._site.empty.wait()
 
     def _ticking(self) -> None:
         try:
