@@ -93,10 +93,11 @@ def test_tenants_that_all_wait_are_served_by_weight_within_the_bound_of_the_pape
             assert apart <= 1 / weights[one] + 1 / weights[other] + 1e-9
 
 
-@given(st.randoms(use_true_random=False), st.sampled_from([1.0, 2.0, 8.0]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 2.0, 8.0]))
 @settings(max_examples=30, deadline=None)
-def test_leaving_and_coming_back_gains_nothing(dice: random.Random, weight: float) -> None:
+def test_leaving_and_coming_back_gains_nothing(seed: int, weight: float) -> None:
     """A tenant that waits with one request at a time, and now and then not at all, gets at most its share."""
+    dice = random.Random(seed)  # hypothesis finds a thousand throws of its own too much
     queue: FairQueue[str] = FairQueue(10_000)
     for _ in range(1000):
         queue.put("steady", 1.0, "steady", 1.0)

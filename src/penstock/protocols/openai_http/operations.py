@@ -84,7 +84,8 @@ def _error(description: str) -> Mapping[str, object]:
         "required": ["message", "type", "param", "code"],
         "properties": {"message": member, "type": member, "param": or_null, "code": or_null},
     }
-    schema = {"type": "object", "required": ["error"], "properties": {"error": error}}
+    # A request that is malformed before it belongs to a protocol is told so in words.
+    schema = {"type": "object", "required": ["error"], "properties": {"error": {"anyOf": [error, member]}}}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
