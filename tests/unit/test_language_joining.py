@@ -67,6 +67,33 @@ async def test_what_a_slow_reader_has_no_room_for_becomes_one_delta() -> None:
     assert (joined.finish_reason, joined.load, reader.counts) == ("length", load, [1, 5])
 
 
+@pytest.mark.parametrize("size", [1, 300])
+async def test_no_piece_has_more_tokens_than_the_front_may_read_in_one_go(size: int) -> None:
+    reader = Reader(0 if size == 1 else 100)
+    joiner = Joiner(reader)
+    logprobs = [TokenLogprob(token, -1.0) for token in range(300)]
+    for at in range(0, 300, size):
+        joiner.put(
+            Delta(
+                tuple(range(at, at + size)), tuple(logprobs[at : at + size]),
+                prompt_logprobs=(None,) if at == 0 else (), cached_tokens=7 if at == 0 else -1,
+                finish_reason="length" if at + size == 300 else "", load=EngineLoad(at) if at + size == 300 else None,
+            )
+        )  # fmt: skip
+    if size == 1:
+        reader.take(2)
+        assert reader.counts == [64, 64]
+        reader.take(100)
+    assert reader.counts == [64, 64, 64, 64, 44]
+    assert [token for delta in reader.deltas for token in delta.token_ids] == list(range(300))
+    assert [found for delta in reader.deltas for found in delta.logprobs] == logprobs
+    assert [delta.prompt_logprobs for delta in reader.deltas] == [(None,), (), (), (), ()]
+    assert [delta.cached_tokens for delta in reader.deltas] == [7, -1, -1, -1, -1]
+    assert [delta.finish_reason for delta in reader.deltas] == ["", "", "", "", "length"]
+    assert [delta.load is not None for delta in reader.deltas] == [False] * 4 + [True]
+    await asyncio.wait_for(joiner.end(), 5)
+
+
 async def test_gathered_tokens_go_out_at_once_first_then_by_number_or_time_and_at_the_end() -> None:
     reader = Reader(100)
     joiner = Joiner(reader, gather_s=60.0)
