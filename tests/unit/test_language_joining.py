@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import pytest
 
-from penstock.core.language import Delta, EngineLoad, TokenLogprob
+from penstock.core.errors import ServableError
+from penstock.core.language import Delta, EngineLoad, Generation, TokenLogprob
+from penstock.runtime.adapters.language import LanguageServable
+from penstock.runtime.engines import EngineContext
+from penstock.runtime.engines.echo import EchoEngine
+from penstock.runtime.language import wire
 from penstock.runtime.language.joining import Joiner
 from penstock.runtime.workers import frame
 from penstock.runtime.workers.outlet import Outlet, Sluice
@@ -119,6 +124,37 @@ async def test_events_are_never_joined_and_their_engine_waits() -> None:
     reader.take(2)
     await asyncio.wait_for(waiting, 5)
     assert [delta.event for delta in reader.deltas] == [b"a", b"b", b"c"]
+
+
+class Failing(EchoEngine):
+    """Says two tokens, then breaks."""
+
+    async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
+        yield Delta((1,))
+        yield Delta((2,))
+        raise ServableError("it broke")
+
+
+@pytest.mark.parametrize(("gather_s", "room"), [(0.0, 1), (60.0, 9)])
+async def test_what_waits_when_its_engine_fails_comes_before_the_error(gather_s: float, room: int) -> None:
+    reader = Reader(room)
+    inputs, parameters = wire.ask(Generation("a", (1, 2), 9, gather_s=gather_s))
+    with pytest.raises(ServableError, match="it broke"):
+        await LanguageServable(Failing(EngineContext("m"))).pour(inputs, parameters, reader)
+    assert [delta.token_ids for delta in reader.deltas] == [(1,), (2,)]
+    assert reader.counts == [1, 1]
+
+
+async def test_what_waits_when_its_reader_leaves_is_forgotten() -> None:
+    reader = Reader(1)
+    inputs, parameters = wire.ask(Generation("a", tuple(b"say:hello"), 9))
+    pouring = asyncio.create_task(LanguageServable(EchoEngine(EngineContext("m"))).pour(inputs, parameters, reader))
+    for _ in range(30):  # it goes on, and then waits for its reader
+        await asyncio.sleep(0)
+    pouring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pouring
+    assert reader.counts == [1]
 
 
 class Wire:

@@ -50,15 +50,23 @@ class LanguageServable:
             raise Unsupported("this model does not generate text")
         generation = wire.asked(inputs, parameters) if wire.GENERATION in parameters else _TRIAL
         joiner = Joiner(outlet, generation.gather_s)
+        try:
+            await self._join(generation, joiner)
+        except Exception:  # its reader is still there, unlike one whose stream is cancelled or late
+            joiner.flush()
+            raise
+        await joiner.end()
+
+    async def _join(self, generation: Generation, joiner: Joiner) -> None:
+        engine = self._engine
         if isinstance(engine, Pouring):
             await engine.pour(generation, joiner.put)
-        else:
-            async with aclosing(engine.generate(generation)) as deltas:  # type: ignore[type-var]
-                async for delta in deltas:
-                    joiner.put(delta)
-                    if delta.event:  # they cannot be joined, so this engine waits for its reader
-                        await joiner.room()
-        await joiner.end()
+            return
+        async with aclosing(engine.generate(generation)) as deltas:  # type: ignore[type-var]
+            async for delta in deltas:
+                joiner.put(delta)
+                if delta.event:  # they cannot be joined, so this engine waits for its reader
+                    await joiner.room()
 
     def predict(self, inputs: Tensors, parameters: Mapping[str, Parameter]) -> Awaitable[Tensors]:
         """Embeddings or scores; without an operation, a trial of the real path: one token, or one vector."""

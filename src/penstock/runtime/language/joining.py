@@ -87,6 +87,13 @@ class Joiner:
         if self._gather_s:
             self._sent_at = time.monotonic()
 
+    def flush(self) -> None:
+        """Sends all that waits, though there may be no room: nothing comes after it."""
+        while self._events:
+            self._outlet.put(wire.piece(self._events.pop(0)), 0)
+        while self._first is not None:
+            self._send()
+
     async def room(self) -> None:
         """Returns when everything has been sent and the reader has room for more."""
         while self._events or self._first is not None or not self._outlet.room():
