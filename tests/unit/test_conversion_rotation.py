@@ -82,6 +82,9 @@ def test_graph_with_other_frequencies_is_refused(bases: tuple[float, ...], said:
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16}, "slides"),
         ({"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor = None"),
         ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 0}}, "factor = 0"),
+        ({"model_type": "llama", "rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor = 1.0 is not"),
+        ({"model_type": "llama", "rope_scaling": LLAMA3 | {"low_freq_factor": float("nan")}}, "= nan"),
+        ({"model_type": "llama", "rope_scaling": LLAMA3 | {"factor": float("inf")}}, "factor = inf"),
     ],
 )
 def test_folder_that_would_come_out_wrong_is_refused(config: dict[str, Any], said: str) -> None:
@@ -109,6 +112,7 @@ def header(architecture: str, *tensors: str, **changes: Value) -> Header:
         (header("llama", "blk.0.ffn_gate_exps.weight"), "ffn_gate_exps"),
         (header("llama", expert_count=8), "llama.expert_count"),
         (header("llama", rope__scaling__type="yarn", rope__scaling__factor=4.0), "'yarn'"),
+        (header("llama", rope__scaling__factor=-4.0), "factor = -4.0"),
         (header("llama", rope__dimension_count=32), "32 of them rotated"),
         (header("gemma2"), "'gemma2'"),
     ],
@@ -116,3 +120,27 @@ def header(architecture: str, *tensors: str, **changes: Value) -> Header:
 def test_file_that_would_come_out_wrong_is_refused(found: Header, said: str) -> None:
     reason = half_gguf.gguf_reason(found)
     assert said in reason if said else reason == ""
+
+
+@pytest.mark.parametrize(
+    ("scaling", "divisor"),
+    [
+        ({"type": "linear", "factor": 4.0}, 4.0),
+        ({"factor": 4.0}, 4.0),  # the type that llama.cpp takes where none is written
+        ({"type": "linear"}, 1.0),
+        ({"factor": 0.0}, 1.0),
+        ({"type": "none", "factor": 4.0}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_file_s_frequencies_are_scaled_as_llama_cpp_scales_them(scaling: dict[str, Value], divisor: float) -> None:
+    found = header("llama", **{f"rope.scaling.{key}": value for key, value in scaling.items()})
+    assert half_gguf.gguf_reason(found) == ""
+    frequencies = rotation.scaled(half_gguf.rotation_of(found), 64)
+    assert frequencies == pytest.approx(rotation.plain(10000.0, 64) / divisor)
+
+
+def test_the_older_key_of_linear_scaling_counts_where_the_newer_is_missing() -> None:
+    old, both = {"rope.scale_linear": 2.0}, {"rope.scale_linear": 2.0, "rope.scaling.factor": 4.0}
+    assert half_gguf.rotation_of(header("llama", **old))["factor"] == 2.0
+    assert half_gguf.rotation_of(header("llama", **both))["factor"] == 4.0

@@ -76,12 +76,17 @@ def gguf_reason(found: header.Header) -> str:
 
 
 def rotation_of(found: header.Header) -> dict[str, Any]:
-    """What a GGUF header says of rotary embeddings, as `rotation` takes it."""
+    """What a GGUF header says of rotary embeddings, as `rotation` takes it.
+
+    Source: llama_model::load_hparams in llama-model.cpp: what is scaled is so linearly where no type is written, the
+    older key counts where the newer one is missing, and a factor of 0 is none.
+    """
     told: dict[str, Any] = {"rope_theta": found.own("rope.freq_base") or 10000.0}
-    kind = found.own("rope.scaling.type")
-    if kind not in (None, "none") or found.own("rope.scale_linear"):
-        told["rope_type"] = kind or "linear"
-        told["factor"] = found.own("rope.scaling.factor") or found.own("rope.scale_linear")
+    kind, factor = found.own("rope.scaling.type") or "linear", found.own("rope.scaling.factor")
+    if factor is None:
+        factor = found.own("rope.scale_linear")
+    if kind != "none" and (factor or kind != "linear"):
+        told["rope_type"], told["factor"] = kind, factor
     return told
 
 

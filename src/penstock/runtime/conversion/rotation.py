@@ -6,6 +6,7 @@ place of 0.75 turns a key at position 4,000 by half a radian. So they are comput
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,8 +36,11 @@ def reason(told: Mapping[str, Any]) -> str:
         return "only a part of each head is rotated"
     needed = {"linear": ("factor",), "llama3": _LLAMA3}.get(kind, ())
     for name in needed:
-        if not isinstance(told.get(name), (int, float)) or told[name] <= 0:
+        if not isinstance(told.get(name), (int, float)) or not 0 < told[name] < math.inf:
             return f"its rotary embedding is scaled ({kind}), and {name} = {told.get(name)!r}"
+    if kind == "llama3" and not told["high_freq_factor"] > told["low_freq_factor"]:
+        low, high = told["low_freq_factor"], told["high_freq_factor"]
+        return f"its rotary embedding is scaled ({kind}), and high_freq_factor = {high!r} is not above low, {low!r}"
     return ""
 
 
