@@ -47,7 +47,6 @@ class Planner:
         info = self._info
         if not info.generates:
             raise Unsupported(f"model '{self._name}' does not generate text; ask it for embeddings")
-        checks.check(ask, info)
         tools = ask.tools if ask.tool_choice != "none" else ()
         forced: Forced = ""
         if tools and ask.tool_choice != "auto":
@@ -55,10 +54,11 @@ class Planner:
             tools = tuple(tool for tool in tools if ask.tool_choice in ("required", f"={tool.name}"))
         elif ask.format.kind != "text":
             forced = "format"
+        if forced:
+            _check_ends(ask)  # before what the engine lacks: another model would be asked in vain
+        checks.check(ask, info)
         compiled = await self._compiled(ask, tools, forced)
         grammar = self._grammar(ask, compiled, forced)
-        if grammar is not None:
-            _check_ends(ask)
         forms, given = None, ask.template_arguments
         if ask.messages is not None:
             forms = self._texts.forms(self._texts.template(ask, bool(tools)))
@@ -162,7 +162,7 @@ def _check_ends(ask: Ask) -> None:
         name = checks.name(ask, field)
         raise InvalidInput(
             f"{name}: output that is held to a format or a call ends where that ends; leave {name} out",
-            parameter=name, problem="unsupported_parameter",
+            parameter=name, problem="invalid_value",
         )  # fmt: skip
 
 
