@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.fleet.router.gain import Gain
@@ -137,6 +138,53 @@ def test_the_worth_of_a_match_is_a_share_whatever_was_seen(seen: list[tuple[floa
     for tokens, share, took_s in seen:
         gain.observe(tokens, share, took_s)
         assert 0.0 <= gain.worth <= 1.0
+
+
+LENGTHS = st.tuples(st.floats(100, 8000), st.floats(1.6, 5.0))  # the shortest, and how many times it the longest is
+
+
+@given(
+    st.floats(0.0, 0.2), st.floats(2e-5, 2e-3), st.sampled_from([0.0, 0.3, 0.6, 1.0]), LENGTHS, LENGTHS,
+    st.integers(0, 1 << 30),
+)  # fmt: skip
+@example(0.06, 1e-4, 1.0, (2600.0, 2.0), (260.0, 2.0), 1)  # long ones are new, short ones come again
+@example(0.06, 1e-4, 0.0, (200.0, 2.0), (2600.0, 2.0), 1)  # conversations that grow, and no cache
+@settings(max_examples=40, deadline=None)
+def test_lengths_are_not_taken_for_a_cache(
+    each_s: float, token_s: float, worth: float, new: tuple[float, float], known: tuple[float, float], seed: int
+) -> None:
+    gain, draw = Gain(), random.Random(seed)
+    for number in range(80):
+        least, times = known if number % 2 else new
+        tokens = draw.uniform(least, least * times)
+        share = draw.uniform(0.5, 0.95) if number % 2 else 0.0
+        took_s = each_s + token_s * tokens * (1.0 - share * worth)
+        gain.observe(tokens, share, took_s * draw.uniform(0.99, 1.01))
+    # Where lengths make next to no difference to what every request takes, nothing is seen.
+    if token_s * min(new[0] * (new[1] - 1), known[0] * (known[1] - 1)) > each_s / 4:
+        assert abs(gain.worth - worth) < 0.2
+
+
+@given(st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 1 << 30))
+@settings(max_examples=40, deadline=None)
+def test_noise_and_waits_for_others_are_not_taken_for_a_cache(worth: float, seed: int) -> None:
+    gain, draw = Gain(), random.Random(seed)
+    for number in range(200):
+        tokens, share = draw.uniform(50, 8000), draw.uniform(0.5, 0.95) * (number % 2)
+        took_s = (0.06 + 1e-4 * tokens * (1.0 - share * worth)) * draw.uniform(0.8, 1.2)
+        late_s = draw.uniform(0.5, 5.0) if draw.random() < 0.04 and number > 30 else 0.0
+        gain.observe(tokens, share, took_s + late_s)
+    assert abs(gain.worth - worth) < 0.25
+
+
+@pytest.mark.parametrize(("new", "known"), [(4000.0, 400.0), (300.0, 4000.0)])
+def test_lengths_that_never_differ_say_nothing_of_matches(new: float, known: float) -> None:
+    """Any worth is in keeping with such times: matches stay worth what they were."""
+    gain = Gain()
+    for _ in range(60):
+        gain.observe(new, 0.0, 0.06 + 1e-4 * new)
+        gain.observe(known, 0.9, 0.06 + 1e-5 * known if new > known else 0.06 + 1e-4 * known)
+    assert gain.worth == 1.0
 
 
 def test_idle_routers_agree_on_who_has_a_beginning_that_nobody_has() -> None:
