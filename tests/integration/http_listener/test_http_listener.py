@@ -408,6 +408,25 @@ async def test_drain_tells_what_is_not_answered_in_time(grace_s: float) -> None:
         await until(lambda: it.door.cancelled == ["a"])
 
 
+async def test_drain_begins_nothing_once_its_time_is_over() -> None:
+    async with serving(max_pipelined=1) as it:
+        pipelined, incomplete = await it.connect(), await it.connect()
+        it.door.gate.clear()
+        requests = infer([1], id="a") + infer([2], id="b")
+        last = infer([3], id="c")
+        await pipelined.send(requests)
+        await incomplete.send(last[:-1])
+        await until(lambda: it.listener.counters.bytes_received == len(requests) + len(last) - 1)
+        drain = asyncio.ensure_future(it.listener.drain(0.0))
+        answers = [await pipelined.answer(), await pipelined.answer()]
+        await incomplete.send(last[-1:])
+        answers.append(await incomplete.answer())
+        assert all("grace" in answer.json["error"] for answer in answers)
+        assert ["connection" in answer.headers for answer in answers] == [False, True, True]
+        assert [request.id for request in it.door.requests] == ["a"]
+        assert await drain == 0
+
+
 async def test_drain_cuts_what_does_not_take_its_last_words() -> None:
     async with serving() as it:
         client = await it.connect()

@@ -48,8 +48,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_beginning", "_closing_since", "_eof", "_lingering_since", "_looking", "_looks", "_reader", "_reading",
-        "_send_by", "_sending", "_served", "_site", "_transport", "_turns", "_waiting", "_wakers", "_write_since",
-        "counters", "door", "heads", "options",
+        "_send_by", "_sending", "_served", "_site", "_stopped", "_transport", "_turns", "_waiting", "_wakers",
+        "_write_since", "counters", "door", "heads", "options",
     )  # fmt: skip
 
     def __init__(self, site: Site) -> None:
@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._send_by = NO_DEADLINE  # of the answer that fills the buffer
         self._closing_since: float | None = None
         self._lingering_since: float | None = None
+        self._stopped: PenstockError | None = None  # why nothing begins here any more
 
     # --- called by the transport ----------------------------------------------------------------------------------
 
@@ -153,6 +154,7 @@ class Connection(asyncio.Protocol):
 
     def request(self, http: HttpRequest, target: Found | HttpResponse, keep_alive: bool, http10: bool) -> None:
         turn = Turn(self, http, target, keep_alive, http10)
+        turn.reason = self._stopped
         if self._waiting or self._write_since is not None or len(self._turns) >= self.options.max_pipelined:
             self._waiting.append(turn)
             self._steer()
@@ -259,7 +261,8 @@ class Connection(asyncio.Protocol):
             self._close(lingers=False)
 
     def stop(self, reason: PenstockError) -> None:
-        """Ends what is being answered here with an error, whose bytes still go out."""
+        """Ends what is being answered here with an error, whose bytes still go out. So does what comes later."""
+        self._stopped = reason
         for turn in (*self._turns, *self._waiting):
             turn.stop(reason)
 

@@ -126,6 +126,9 @@ class Turn:
             if not isinstance(target, Found):
                 self.answer(target)
                 return
+            if self.reason is not None:
+                self.fail(self.reason)
+                return
             route = target.route
             if isinstance(route, CallRoute):
                 self._start_call(route.handle)
@@ -178,7 +181,8 @@ class Turn:
             self.task.cancel()
 
     def stop(self, reason: PenstockError) -> None:
-        """Ends what still runs: answered with `reason`, or a stream whose head is out, with its event."""
+        """Ends what still runs, and what has not begun: answered with `reason`, or a stream whose head is out, with its
+        event."""
         if self.output is None and not self.abandoned:
             self.reason = reason
             if self.future is not None:
