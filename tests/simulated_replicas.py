@@ -65,7 +65,8 @@ class Running:
     def __init__(self, prompt: Prompt, ask: Ask, run: Run, ended: Callable[[], None]) -> None:
         self.prompt, self.ask, self.began, self.ended = prompt, ask, run.now, ended
         self.talk = Talk(prompt, True, lambda: run.now)
-        self.talk.answers(200)
+        if prompt.upstream is not None:
+            self.talk.answers(200, prompt.upstream)
         self.unread = prompt.tokens
         self.unwritten = ask.output
         self.first_s = 0.0

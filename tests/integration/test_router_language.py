@@ -10,8 +10,9 @@ from typing import Any
 
 import orjson
 import pytest
-from router_harness import Answer, Replica, Request, Rig, Script, endpoint, post, replicas, rig, says, until
+from router_harness import Answer, Replica, Request, Rig, Script, endpoint, post, replicas, rig, says, silent, until
 
+from penstock.fleet.router.gain import Gain
 from penstock.fleet.router.http_options import HttpOptions
 from penstock.fleet.routes import Arm, Endpoint, Tenant
 from penstock.fleet.spec import Match, Requests, Sticky
@@ -191,6 +192,32 @@ def events(*pieces: bytes, go_on: Callable[[], asyncio.Event] | None = None) -> 
         writer.write(b"0\r\n\r\n")
 
     return script
+
+
+async def test_a_hedge_that_answers_first_tells_nothing_of_the_replica_that_was_chosen() -> None:
+    learned: list[object] = []
+
+    class Told(Gain):
+        def observe(self, *what: float) -> None:
+            learned.append(what)
+
+    dawdles, quick = Replica(silent, id="a"), Replica(events(b"one", USAGE, b"[DONE]"), id="b")
+    async with replicas(dawdles, quick) as two, rig() as asked:
+        requests = Requests(idempotent=True, hedge_after_s=0.03, retry_budget=1.0)
+        asked.follow(endpoint(*two, name="chat", requests=requests))
+        lane = asked.balancer.services["chat"].lanes[0]
+        lane.gain = Told()
+        hedged = 0
+        for number in range(20):
+            before = len(dawdles.seen)
+            assert await served(asked, chat(text=f"{number}" * 2000, stream=True)) == 200
+            if len(dawdles.seen) > before:
+                hedged += 1
+                learned.clear()
+                assert await served(asked, chat(text=f"{number}" * 2000, stream=True)) == 200  # it is believed there
+                assert not learned
+        assert hedged
+        await until(lambda: all(not one.load and not one.in_flight for one in lane.upstreams))
 
 
 async def test_a_stream_passes_event_by_event() -> None:

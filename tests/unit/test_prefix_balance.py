@@ -169,7 +169,7 @@ def test_a_streams_first_token_tells_what_a_match_is_worth_and_a_whole_answer_do
         upstream = taken(bench, session=asked)
         talk = Talk(asked, True, lambda: bench.clock.now)
         bench.clock.now += took_s
-        talk.answers(200)
+        talk.answers(200, upstream)
         talk.pieces((answer,))
         talk.over()
         done(bench, upstream)
@@ -187,6 +187,39 @@ def test_a_streams_first_token_tells_what_a_match_is_worth_and_a_whole_answer_do
         ask(f"{number}y" * 2000, b"data: {}\n\n", 2.0)
         ask(f"{number}y" * 2000, b"data: {}\n\n", 2.0)
     assert gain.worth < 0.1
+
+
+def test_an_answer_that_another_replica_gives_says_nothing_of_the_one_that_was_chosen() -> None:
+    """A hedge's: the first one may be busy, and the other one's cache is not its own."""
+    bench = Bench(arm("a", "b"))
+    gain = bench.lane(0).gain
+
+    def ask(text: str, took_s: float, *, hedged: bool) -> Upstream:
+        asked = prompt(text)
+        first = taken(bench, session=asked)
+        other = next(one for one in bench.lane(0).upstreams if one is not first)
+        talk = Talk(asked, True, lambda: bench.clock.now)
+        bench.clock.now += took_s
+        talk.answers(200, other if hedged else first)
+        talk.pieces((
+            b'data: {"usage":{"prompt_tokens":1000,"completion_tokens":1,'
+            b'"prompt_tokens_details":{"cached_tokens":0}}}\n\n',
+        ))  # fmt: skip
+        talk.over()
+        assert first.load == 0.0
+        done(bench, first)
+        return first
+
+    for number in range(40):
+        for _ in range(2):
+            first = ask(f"{number}" * (1500 + 37 * number), 2.0, hedged=True)
+            first.prefixes.learn(1, 1)  # it can tell
+    assert gain.worth == 1.0, "neither time was its own"
+    before = len(first.prefixes)
+    ask(f"{39}" * (1500 + 37 * 39), 2.0, hedged=True)
+    assert len(first.prefixes) == before, "what another one had of it is not what this one has"
+    ask(f"{39}" * (1500 + 37 * 39), 2.0, hedged=False)
+    assert len(first.prefixes) < before
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"nope", b'{"a":', b"\xff"])

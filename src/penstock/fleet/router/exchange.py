@@ -210,6 +210,8 @@ class Exchange:
         upstream = front.balancer.acquire(service, self._lane, now, None, first, again=True)
         if upstream is not None:
             first.lane.tally.retries += 1
+            if self._talk is not None:
+                self._talk.hedged()
             self._send(upstream, hedge=True)
 
     # --- trying again ---------------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ class Exchange:
         self.over = True
         talk = self._talk
         if talk is not None:
-            talk.answers(head.status)
+            talk.answers(head.status, upstream)
             talk.pieces((body,))
             talk.over()
         front = self._front
@@ -300,7 +302,7 @@ class Exchange:
         self._started = True
         self._answering = head.status
         if self._talk is not None:
-            self._talk.answers(head.status)
+            self._talk.answers(head.status, connection.upstream)
         request = self._request
         if head.length is not None:
             framing = b"Content-Length: %d\r\n" % head.length

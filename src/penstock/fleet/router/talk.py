@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from penstock.fleet.router.prefix_choice import begun, first_token, leave
 from penstock.fleet.router.prompts import Prompt
 from penstock.fleet.router.usage import Tail, Usage
+
+if TYPE_CHECKING:
+    from penstock.fleet.router.lanes import Upstream
 
 _STREAMS = (b"data:", b"event:")
 
@@ -30,9 +34,16 @@ class Talk:
         self._tail: Tail | None = None
         self._status = 0
 
-    def answers(self, status: int) -> None:
-        """The head of the answer is there."""
+    def answers(self, status: int, upstream: Upstream) -> None:
+        """The head of the answer is there, from that replica. Where that is a hedge's, the one that was chosen has
+        nothing more to do, and the answer tells nothing of it."""
         self._status = status
+        if upstream is not self.prompt.upstream:
+            leave(self.prompt)
+
+    def hedged(self) -> None:
+        """Another replica is asked, too: what comes first is not one idle replica's time."""
+        self.prompt.alone = False
 
     def pieces(self, pieces: Sequence[bytes]) -> None:
         """More of the answer's body."""
