@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import pytest
 from test_router_balancer import Bench, Held
 
@@ -97,6 +100,24 @@ def test_a_replica_that_says_it_had_nothing_is_believed_to_keep_less() -> None:
     for number in range(2000):
         prefixes.use((number,), 900.0)
     assert len(prefixes) == 1000
+
+
+def test_giving_up_much_costs_as_much_for_each_block_as_giving_up_little() -> None:
+    """Each deletion at the front of a dictionary leaves a hole, that looking for its first key goes over again."""
+
+    def shrinking_s(count: int) -> float:
+        best_s = math.inf
+        for _ in range(5):
+            prefixes = Prefixes(count)
+            prefixes.use(range(count), 0.0)
+            began = time.process_time()
+            prefixes.learn(1, 1)
+            prefixes.learn(10, 1)
+            best_s = min(best_s, time.process_time() - began)
+            assert len(prefixes) == count * 3 // 4
+        return best_s
+
+    assert shrinking_s(65_536) < 50 * shrinking_s(4096), "sixteen times as many, a hundred times as long"
 
 
 def test_a_replica_that_was_started_anew_begins_without_a_cache() -> None:

@@ -18,6 +18,7 @@ Source: the flat form is that of vLLM's automatic prefix caching (hash of a bloc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 BLOCK_BYTES: Final = 256
@@ -82,8 +83,9 @@ class Prefixes:
             return
         if cached * 2 < believed:
             self._most = max(min(LEAST_BLOCKS, self._most), len(self._used) * 3 // 4)
-            while len(self._used) > self._most:
-                del self._used[next(iter(self._used))]
+            # One pass: to find a dictionary's first key costs as much as was deleted before it.
+            for key in list(islice(self._used, max(0, len(self._used) - self._most))):
+                del self._used[key]
         else:
             self._most = min(self._bound, self._most + believed)
 
