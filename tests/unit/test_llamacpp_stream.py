@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.errors import InvalidInput, PenstockError, ServableError
+from penstock.core.errors import InvalidInput, PenstockError, ServableError, TooLarge
 from penstock.runtime.engines.llamacpp.stream import stream
-from penstock.runtime.engines.llamacpp.wire import Part
+from penstock.runtime.engines.llamacpp.wire import Part, error_of
 
 HEAD = b"HTTP/1.1 200 OK\r\nServer: llama.cpp\r\nTransfer-Encoding: chunked\r\n\r\n"
 MESSAGES = [b'data: {"content":"\xc3\xa9","tokens":[%d],"tokens_predicted":%d}\n\n' % (at, at) for at in range(1, 30)]
@@ -20,31 +20,38 @@ def chunked(*bodies: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(body), body) for body in bodies)
 
 
-def parts_of(folder: Path, answer: bytes, size: int, take: int = 1000) -> tuple[list[Part], bytes]:
-    """What is read of an answer that comes in pieces of a size, and what had been asked; at most `take` messages."""
+def parts_of(
+    folder: Path, answer: bytes, size: int, take: int = 1000, found: list[Part] | None = None
+) -> tuple[list[Part], bytes]:
+    """What is read of an answer that comes in pieces of a size, and what had been asked; at most `take` messages. They
+    are put into `found` as they come."""
+    messages = [] if found is None else found
     path = str(folder / "s")
     asked = b""
+    moved = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal asked
         asked = await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(2)
         for at in range(0, len(answer), size):
+            moved.clear()
             writer.write(answer[at : at + size])
-            await asyncio.sleep(0)
+            await moved.wait()
         writer.close()
 
     async def read() -> list[Part]:
-        found: list[Part] = []
         async with (
             await asyncio.start_unix_server(serve, path),
-            aclosing(stream(path, "the-key", b"{}", lambda: None)) as came,
+            aclosing(stream(path, "the-key", b"{}", moved.set)) as came,
         ):
             async for parts in came:
                 assert parts
-                found += parts
-                if len(found) >= take:
+                messages.extend(parts)
+                if len(messages) >= take:
                     break
-        return found
+                for _ in range(4):  # more may come before the next are taken
+                    await asyncio.sleep(0)
+        return messages
 
     return asyncio.run(read()), asked
 
@@ -82,3 +89,20 @@ def test_what_is_no_answer_is_an_error(tmp_path: Path, answer: bytes) -> None:
     with pytest.raises(PenstockError) as caught:
         parts_of(tmp_path, answer, 1000)
     assert isinstance(caught.value, ServableError) or caught.value.code == "UNAVAILABLE"
+
+
+def test_messages_before_an_unreadable_byte_come_once_and_then_the_error(tmp_path: Path) -> None:
+    found: list[Part] = []
+    readable = HEAD + chunked(*MESSAGES[:2]) + b"zz\r\n"
+    with pytest.raises(ServableError, match="cannot be read"):
+        parts_of(tmp_path, readable + b"more\r\n", len(readable), found=found)
+    assert [part.tokens for part in found] == [[1], [2]]
+
+
+@pytest.mark.parametrize("said", [b'data: {"error":%b}', b"error: %b", b'error: {"error":%b}'])
+def test_a_fault_in_the_middle_is_read_however_it_is_said(tmp_path: Path, said: bytes) -> None:
+    fault = b'{"code":400,"message":"too long","type":"exceed_context_size_error"}'
+    found, _ = parts_of(tmp_path, HEAD + chunked(MESSAGES[0], said % fault + b"\n\n") + b"0\r\n\r\n", 7)
+    assert found[0].tokens == [1]
+    assert found[1].error is not None
+    assert isinstance(error_of(found[1].error), TooLarge)

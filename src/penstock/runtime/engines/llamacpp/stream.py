@@ -64,6 +64,8 @@ class _Answer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._moved()
+        if self._ended:  # nothing after the end, or what cannot be read, is looked at
+            return
         self._raw += data
         try:
             if self._status or self._head():
@@ -115,7 +117,11 @@ class _Answer(asyncio.Protocol):
             self._line += piece
             return
         *lines, self._line = (self._line + piece).split(b"\n")
-        self._parts += [wire.decode_part(line[6:]) for line in lines if line.startswith(b"data: {")]
+        for line in lines:
+            if line.startswith(b"data: {"):
+                self._parts.append(wire.decode_part(line[6:]))
+            elif line.startswith(b"error: {"):  # some of its releases say so what others say as data
+                self._parts.append(wire.Part(error=wire.decode_fault(line[7:])))
 
     def _end(self) -> None:
         self._ended = True

@@ -52,7 +52,20 @@ class Part(msgspec.Struct):
     error: Fault | None = None
 
 
+class _Said(Fault):
+    """A fault, bare or wrapped."""
+
+    error: Fault | None = None
+
+
 decode_part = msgspec.json.Decoder(Part).decode
+_decode_said = msgspec.json.Decoder(_Said).decode
+
+
+def decode_fault(text: bytes) -> Fault:
+    """The fault in a message that is nothing else. Raises: ValueError."""
+    said = _decode_said(text)
+    return said.error or said
 
 
 def request(generation: Generation, adapters: Mapping[str, int], *, prefix_cache: bool) -> dict[str, object]:
