@@ -313,7 +313,9 @@ USAGE = b'{"choices":[],"usage":{"prompt_tokens":40,"completion_tokens":60,"tota
     [
         (says(USAGE), 100), (events(b'{"usage":null}', USAGE, b"[DONE]"), 100),
         (events(b'{"delta":"\\"usage\\":{\\"prompt_tokens\\":9}"}', b"x", b"[DONE]"), 3 + 17),
-        (says(b"{}", "400 Bad Request"), 0),
+        # A slow reader gets tokens joined: 1,200 bytes of text are some 300 tokens, in two events.
+        (events(b'{"choices":[{"delta":{"content":"%b"}}]}' % (b"word " * 240), b"[DONE]"), 300 + 17),
+        (says(b'{"text":"data: data: data:%b"}' % (b" " * 176)), 50 + 17), (says(b"{}", "400 Bad Request"), 0),
     ],
 )  # fmt: skip
 async def test_what_an_answer_took_is_counted_and_what_was_reserved_goes_back(script: Script, used: int) -> None:

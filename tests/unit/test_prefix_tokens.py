@@ -142,3 +142,32 @@ def test_usage_is_found_however_the_stream_is_cut(step: int, before: int) -> Non
     tail.add([data[at : at + step] for at in range(0, len(data), step)])
     assert tail.usage() == Usage(5, 6)
     assert tail.size == len(data)
+
+
+@pytest.mark.parametrize(
+    ("event", "size"),
+    [
+        (b'{"choices":[{"delta":{"content":"four"},"logprobs":{"content":[{"token":"four","bytes":[1]}]}}]}', 4),
+        (b'{"choices":[{"delta":{"reasoning_content":"four","reasoning":"four"}}]}', 4),
+        (b'{"choices":[{"text":"a\\n\\"b","finish_reason":null}]}', 4), (b'{"text_output" : "\\u4e2d"}', 3),
+        (b'{"choices":[{"delta":{"tool_calls":[{"id":"c","function":{"name":"f","arguments":"{\\"a\\":1}"}}]}}]}', 7),
+        (b'{"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"{}"}}', 2),
+        (b'{"type":"response.output_text.delta","delta":"four"}', 4), (b"word", 4), (b"[DONE]", 0), (b'{"choices":[]}', 0),
+        (b'{"choices":[{"delta":{"content":"\\\\"},"finish_reason":"length"}]}', 0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_the_text_of_a_stream_is_counted_on_every_surface_however_it_is_cut(event: bytes, size: int, step: int) -> None:
+    data = b"event: message\ndata: %b\n\n" % event * 100
+    tail = Tail(reads=True)
+    tail.add([data[:6], *(data[at : at + step] for at in range(6, len(data), step))])
+    assert (tail._events, tail._text_bytes) == (100, 100 * size)
+    assert tail.written() == max(100, 100 * size / 4)
+
+
+def test_an_answer_that_is_no_stream_has_no_events_and_a_line_without_end_is_not_kept() -> None:
+    whole, endless = Tail(reads=True), Tail(reads=True)
+    whole.add([b'{"text":"data: data: data:"}'])
+    assert whole.written() is None
+    endless.add([b"data: "] + [b"x" * 1000] * 1000)
+    assert len(endless._line) < 70_000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from penstock.fleet.router.prefix_choice import begun, first_token, leave
-from penstock.fleet.router.prompts import Prompt
+from penstock.fleet.router.prompts import BYTES_PER_TOKEN, Prompt
 from penstock.fleet.router.usage import Tail, Usage
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Talk:
     def pieces(self, pieces: Sequence[bytes]) -> None:
         """More of the answer's body."""
         if self._tail is None:
-            self._tail = Tail()
+            self._tail = Tail(reads=self._settle is not None)
             if self._status == 200 and pieces and pieces[0].startswith(_STREAMS):
                 first_token(self.prompt, self._clock())  # a whole answer comes with its last one
             begun(self.prompt)
@@ -72,7 +72,8 @@ class Talk:
         prompt = self.prompt.tokens if usage.prompt is None else usage.prompt
         if usage.output is not None:
             return prompt + usage.output
-        return prompt + (tail.events if tail.events else min(self.prompt.output, tail.size / 4))
+        written = tail.written()
+        return prompt + (min(self.prompt.output, tail.size / BYTES_PER_TOKEN) if written is None else written)
 
     def _learn(self, usage: Usage) -> None:
         """The answer says how much of its prompt was cached: the replica keeps less, or more, than was believed."""
