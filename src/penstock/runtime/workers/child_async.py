@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from penstock.core.errors import Cancelled, DeadlineExceeded
 from penstock.core.servable import PouringServable, Servable, StreamingServable, Tensors
@@ -33,8 +33,8 @@ class Server:
         self._servable = servable
         self._window = window_of(servable.signature)
         self._sluice = Sluice(channel)
-        self._outlets: dict[int, Outlet] = {}
-        self._jobs: dict[int, tuple[asyncio.Task[None], AsyncFlow]] = {}
+        self._jobs: dict[int, Job] = {}
+        self._credits: dict[int, Callable[[int], None]] = {}  # who is told what the reader of a stream has taken
         self._closing = asyncio.Event()
 
     async def serve(self) -> None:
@@ -42,7 +42,7 @@ class Server:
         loop.add_reader(self._channel.fileno(), self._readable)
         await self._closing.wait()
         while self._jobs:
-            await asyncio.wait([task for task, _ in self._jobs.values()])
+            await asyncio.wait([job.task for job in self._jobs.values()])
         loop.remove_reader(self._channel.fileno())
 
     def _readable(self) -> None:
@@ -60,41 +60,35 @@ class Server:
         message = received.message
         if isinstance(message, frame.Run):
             self._channel.release(received.slot)
-            flow = AsyncFlow(self._window)
-            task = asyncio.get_running_loop().create_task(self._work(message, received, flow))
-            self._jobs[message.id] = task, flow
+            job = self._jobs[message.id] = Job()
+            job.task = asyncio.get_running_loop().create_task(self._work(message, received, job))
         elif isinstance(message, frame.Credit):
-            outlet = self._outlets.get(message.id)
-            if outlet is not None:
-                outlet.credit(message.taken)
-                return
-            job = self._jobs.get(message.id)
-            if job is not None:
-                job[1].taken = max(job[1].taken, message.taken)
-                job[1].moved.set()
+            credit = self._credits.get(message.id)
+            if credit is not None:
+                credit(message.taken)
         elif isinstance(message, frame.Cancel):
-            job = self._jobs.get(message.id)
-            if job is not None:
-                job[1].cancelled = True
+            cancelled = self._jobs.get(message.id)
+            if cancelled is not None:
+                cancelled.cancelled = True
                 # A task that is cancelled before it began never answers: it sees the flag when it begins.
-                if job[1].begun:
-                    job[0].cancel()
+                if cancelled.begun:
+                    cancelled.task.cancel()
         elif isinstance(message, frame.Close):
             self._closing.set()
 
     def _channel_lost(self) -> None:
-        for task, flow in self._jobs.values():
-            flow.cancelled = True
-            task.cancel()
+        for job in self._jobs.values():
+            job.cancelled = True
+            job.task.cancel()
         self._jobs.clear()
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         self._closing.set()
 
-    async def _work(self, run: frame.Run, received: Received, flow: AsyncFlow) -> None:
-        flow.begun = True
+    async def _work(self, run: frame.Run, received: Received, job: Job) -> None:
+        job.begun = True
         try:
             Calling(run)  # in this task's own context, which ends with it
-            if flow.cancelled:
+            if job.cancelled:
                 raise Cancelled("the caller left")
             inputs = frame.unpack(run.tensors, received.payload, owned=False)
             self._pulse.begin(run.id)  # tasks begin in the order in which they are made
@@ -105,7 +99,7 @@ class Server:
                     if run.stream and isinstance(self._servable, PouringServable):
                         await self._pour(run, self._servable, received.slot, inputs)
                     elif run.stream:
-                        await self._answer(run, received.slot, inputs, flow)
+                        await self._answer(run, received.slot, inputs, job)
                     else:
                         await self._predict(run, received.slot, inputs)
             except TimeoutError:
@@ -113,13 +107,14 @@ class Server:
                     raise
                 raise DeadlineExceeded("the deadline passed while the model computed") from None
         except BaseException as error:  # user code's SystemExit and KeyboardInterrupt must not end the loop
-            if isinstance(error, asyncio.CancelledError) and flow.cancelled:
+            if isinstance(error, asyncio.CancelledError) and job.cancelled:
                 error = Cancelled("the caller left")
             # The front may be gone by now; the reader sees to that.
             with contextlib.suppress(OSError):
                 self._sluice.flush()
                 self._channel.send(failed(run.id, error), received.slot)
         finally:
+            self._credits.pop(run.id, None)
             self._jobs.pop(run.id, None)
 
     async def _predict(self, run: frame.Run, slot: int, inputs: Tensors) -> None:
@@ -133,27 +128,27 @@ class Server:
         self._channel.send(frame.Result(run.id, payload.heads, entered, left), slot, payload)
 
     async def _pour(self, run: frame.Run, servable: PouringServable, slot: int, inputs: Tensors) -> None:
-        outlet = self._outlets[run.id] = Outlet(run.id, self._sluice, self._window)
+        outlet = Outlet(run.id, self._sluice, self._window)
+        self._credits[run.id] = outlet.credit
         try:
             await servable.pour(inputs, run.parameters, outlet)
         finally:
             outlet.close()
-            del self._outlets[run.id]
         self._sluice.flush()
         self._channel.send(frame.End(run.id), slot)
 
-    async def _answer(self, run: frame.Run, slot: int, inputs: Tensors, flow: AsyncFlow) -> None:
+    async def _answer(self, run: frame.Run, slot: int, inputs: Tensors, job: Job) -> None:
+        flow = AsyncFlow(self._window)
+        self._credits[run.id] = flow.credit
         items = self._items(run, inputs)
         async with contextlib.aclosing(items):
             async for item in items:
-                if flow.cancelled:  # user code that swallowed the cancellation
+                if job.cancelled:  # user code that swallowed the cancellation
                     break
                 payload = frame.pack((answers.checked(item, self._servable.signature, -1),))
                 message = frame.Item(run.id, payload.heads)
                 shared = self._channel.shares(message, payload)
-                while not flow.may_send(shared):
-                    flow.moved.clear()
-                    await flow.moved.wait()
+                await flow.room(shared)
                 self._channel.send(message, slot, payload)
                 flow.sent(shared)
         self._channel.send(frame.End(run.id), slot)
@@ -179,10 +174,31 @@ class Server:
                 await closed
 
 
+class Job:
+    """A batch or stream that is worked on."""
+
+    __slots__ = ("begun", "cancelled", "task")
+
+    task: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self.begun = self.cancelled = False
+
+
 class AsyncFlow(Flow):
     """A Flow that can be waited for."""
 
     def __init__(self, window: int) -> None:
         super().__init__(window)
-        self.moved = asyncio.Event()
-        self.begun = False
+        self._moved = asyncio.Event()
+
+    def credit(self, taken: int) -> None:
+        """The reader has taken so many items."""
+        self.taken = max(self.taken, taken)
+        self._moved.set()
+
+    async def room(self, shared: bool) -> None:
+        """Returns when an item may be sent."""
+        while not self.may_send(shared):
+            self._moved.clear()
+            await self._moved.wait()
