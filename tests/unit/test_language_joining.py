@@ -61,7 +61,7 @@ async def test_what_a_slow_reader_has_no_room_for_becomes_one_delta() -> None:
     for token in range(1, 5):
         joiner.put(Delta((token,), (TokenLogprob(token, -1.0),), load=load if token == 2 else None))
     joiner.put(Delta((5,), (TokenLogprob(5, -1.0),), finish_reason="length"))
-    ending = asyncio.create_task(joiner.end())
+    ending = asyncio.create_task(joiner.sent())
     await asyncio.sleep(0)
     assert len(reader.deltas) == 1 and not ending.done()
     reader.take(1)
@@ -96,7 +96,7 @@ async def test_no_piece_has_more_tokens_than_the_front_may_read_in_one_go(size: 
     assert [delta.cached_tokens for delta in reader.deltas] == [7, -1, -1, -1, -1]
     assert [delta.finish_reason for delta in reader.deltas] == ["", "", "", "", "length"]
     assert [delta.load is not None for delta in reader.deltas] == [False] * 4 + [True]
-    await asyncio.wait_for(joiner.end(), 5)
+    await asyncio.wait_for(joiner.sent(), 5)
 
 
 async def test_gathered_tokens_go_out_at_once_first_then_by_number_or_time_and_at_the_end() -> None:
@@ -105,7 +105,7 @@ async def test_gathered_tokens_go_out_at_once_first_then_by_number_or_time_and_a
     for token in range(20):
         joiner.put(Delta((token,)))
     joiner.put(Delta((20,), finish_reason="stop"))
-    await asyncio.wait_for(joiner.end(), 5)
+    await asyncio.wait_for(joiner.sent(), 5)
     assert [delta.token_ids for delta in reader.deltas] == [(0,), tuple(range(1, 17)), tuple(range(17, 21))]
     assert [delta.finish_reason for delta in reader.deltas] == ["", "", "stop"]
 
@@ -115,7 +115,7 @@ async def test_events_are_never_joined_and_their_engine_waits() -> None:
     joiner = Joiner(reader)
     for event in (b"a", b"b", b"c"):
         joiner.put(Delta(event=event))
-    waiting = asyncio.create_task(joiner.room())
+    waiting = asyncio.create_task(joiner.sent())
     await asyncio.sleep(0)
     assert not waiting.done()
     reader.take(1)

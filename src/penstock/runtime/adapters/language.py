@@ -55,7 +55,7 @@ class LanguageServable:
         except Exception:  # its reader is still there, unlike one whose stream is cancelled or late
             joiner.flush()
             raise
-        await joiner.end()
+        await joiner.sent()
 
     async def _join(self, generation: Generation, joiner: Joiner) -> None:
         engine = self._engine
@@ -66,7 +66,7 @@ class LanguageServable:
             async for delta in deltas:
                 joiner.put(delta)
                 if delta.event:  # they cannot be joined, so this engine waits for its reader
-                    await joiner.room()
+                    await joiner.sent()
 
     def predict(self, inputs: Tensors, parameters: Mapping[str, Parameter]) -> Awaitable[Tensors]:
         """Embeddings or scores; without an operation, a trial of the real path: one token, or one vector."""

@@ -94,17 +94,9 @@ class Joiner:
         while self._first is not None:
             self._send()
 
-    async def room(self) -> None:
-        """Returns when everything has been sent and the reader has room for more."""
-        while self._events or self._first is not None or not self._outlet.room():
-            await self._next_room()
-
-    async def end(self) -> None:
-        """Returns when everything has been sent."""
+    async def sent(self) -> None:
+        """Returns when everything has been sent, which takes a reader that has room for it."""
         self._release()
         while self._events or self._first is not None:
-            await self._next_room()
-
-    async def _next_room(self) -> None:
-        self._roomy = asyncio.Event()
-        await self._roomy.wait()
+            self._roomy = asyncio.Event()
+            await self._roomy.wait()
