@@ -94,7 +94,7 @@ def streamed(
     return HttpStream(pieces(events, chunks), error_event, headers=request_id(http) + headers)
 
 
-def shorten(ask: Ask, stream: HttpStream, encode: Callable[[Event], bytes]) -> HttpStream:
+def write_early(ask: Ask, stream: HttpStream, encode: Callable[[Event], bytes]) -> HttpStream:
     """`stream`, with events of `ask` written as they come wherever that changes no order."""
 
     def take(events: Sequence[Event]) -> bool:

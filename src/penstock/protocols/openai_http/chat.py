@@ -11,7 +11,7 @@ from penstock.core.language import Ask
 from penstock.core.language_calls import named_model
 from penstock.protocols import HttpRequest, HttpResponse, HttpStream
 from penstock.protocols.openai_http import parameters
-from penstock.protocols.openai_http.answering import asked, gathered, head_of, read_fields, shorten, streamed, told
+from penstock.protocols.openai_http.answering import asked, gathered, head_of, read_fields, streamed, told, write_early
 from penstock.protocols.openai_http.chat_wire import ChatAnswer, ChatStream, Shape
 from penstock.protocols.openai_http.conversation import check_continued, messages, tools
 from penstock.protocols.openai_http.formats import output_format
@@ -44,7 +44,7 @@ async def complete(http: HttpRequest, door: Door) -> HttpResponse | HttpStream:
     headers = parameters.ignored_header(ignored)
     if shape.stream.stream:
         chunks = ChatStream(head, shape)
-        return shorten(ask, streamed(events, chunks, http, headers), chunks.encode)
+        return write_early(ask, streamed(events, chunks, http, headers), chunks.encode)
     return await gathered(events, ChatAnswer(head, shape), http, headers)
 
 

@@ -13,7 +13,7 @@ from penstock.core.language_calls import named_model
 from penstock.language.merging import merged
 from penstock.protocols import HttpRequest, HttpResponse, HttpStream
 from penstock.protocols.openai_http import parameters
-from penstock.protocols.openai_http.answering import asked, gathered, head_of, read_fields, shorten, streamed, told
+from penstock.protocols.openai_http.answering import asked, gathered, head_of, read_fields, streamed, told, write_early
 from penstock.protocols.openai_http.formats import output_format
 from penstock.protocols.openai_http.texts_wire import Shape, TextAnswer, TextStream
 
@@ -51,7 +51,7 @@ async def complete(http: HttpRequest, door: Door) -> HttpResponse | HttpStream:
     if shape.stream.stream:
         chunks = TextStream(head, shape)
         stream = streamed(events, chunks, http, headers)
-        return shorten(asks[0], stream, lambda event: chunks.encode((0, event))) if len(asks) == 1 else stream
+        return write_early(asks[0], stream, lambda event: chunks.encode((0, event))) if len(asks) == 1 else stream
     return await gathered(events, TextAnswer(head, shape), http, headers)
 
 
