@@ -22,7 +22,8 @@ from penstock.core.language import (
     ToolCallPart,
 )
 from penstock.protocols.openai_http import parameters, plug, responses
-from penstock.runtime.language.kept_responses import KEEP_S, ResponseBounds, ResponseKeeper
+from penstock.runtime.language.kept_responses import KEEP_S, ResponseBounds
+from penstock.runtime.language.response_keeper import ResponseKeeper
 from penstock.runtime.language.shelves import MemoryShelf
 
 TOOL = {"type": "function", "name": "look", "parameters": {"type": "object"}}

@@ -63,7 +63,8 @@ class AnswersWishes(Protocol):
         ...
 
     def cut(self, document: bytes, status: str, message: str, events: int) -> Step:
-        """How an answer ends that was not finished. `events` is how many there were."""
+        """How an answer ends that was not finished. `events` is how many there were; of a `document` that was lost
+        only `id` and `created_at` are there."""
         ...
 
 

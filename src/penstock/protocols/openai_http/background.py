@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
+from typing import Final
 
 import orjson
 
@@ -18,6 +19,11 @@ from penstock.protocols.openai_http.responses import decode
 from penstock.protocols.openai_http.responses_wire import Response, event_of, failure
 from penstock.protocols.openai_http.shapes import Head
 
+# What a client reads of every response, where the rest was lost.
+_LEAST: Final[Mapping[str, object]] = {
+    "object": "response", "model": "", "output": [], "tools": [], "tool_choice": "auto", "parallel_tool_calls": True,
+    "background": True, "store": True, "usage": None, "incomplete_details": None, "metadata": {},
+}  # fmt: skip
 _LATER = (Overloaded, NotReady, QuotaExceeded)  # nothing was done, and trying again may help
 
 
@@ -67,7 +73,7 @@ class BackgroundResponses:
     def cut(self, document: bytes, status: str, message: str, events: int) -> Step:
         """See `core.responses.AnswersWishes`."""
         error = failure(Internal(message)) if status == "failed" else None
-        cut = {**orjson.loads(document), "status": status, "error": error}
+        cut = {**_LEAST, **orjson.loads(document), "status": status, "error": error}
         kind = "response.failed" if status == "failed" else "response.incomplete"
         return Step(status, orjson.dumps(cut), event_of(kind, events, {"response": cut}))
 

@@ -10,7 +10,7 @@ from typing import Final
 from penstock.core.responses import AnswersWishes
 from penstock.runtime.language.batches import Answer, BatchRunner
 from penstock.runtime.language.kept_files import Bounds, KeptFiles
-from penstock.runtime.language.kept_responses import ResponseKeeper
+from penstock.runtime.language.response_keeper import ResponseKeeper
 from penstock.runtime.language.shelves import MemoryShelf, NoJournal, Shelf
 from penstock.runtime.language.state import StateFolder
 
