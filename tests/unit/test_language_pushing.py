@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from penstock.core.errors import WorkerLost
@@ -62,6 +63,16 @@ async def test_pieces_are_pushed_only_while_the_reader_waits(inbox: Inbox, taken
     assert await reading == b"e"
     assert await next_of(stream) == b"f"
     assert (pushed.pieces, taken) == ([b"b", b"cd"], [1, 2, 3, 4, 5])
+
+
+async def test_what_a_piece_counts_for_comes_with_it(inbox: Inbox) -> None:
+    stream = Stream(inbox)
+    inbox.pour(5, b"a")
+    inbox.pour(2, b"b")
+    assert (await next_of(stream), stream.count) == (b"a", 5)
+    assert (await next_of(stream), stream.count) == (b"b", 2)
+    inbox.feed({"piece": np.zeros(1, np.uint8)})
+    assert (await next_of(stream), stream.count) == (b"\0", 0)
 
 
 async def test_the_end_comes_to_the_reader_after_what_was_pushed(inbox: Inbox) -> None:

@@ -67,3 +67,4 @@ class Response:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
     traces: tuple[RequestTrace, ...] = ()  # of all traced requests of its batch
+    count: int = 0  # of a stream of pieces: what this one counts for, as its servable says

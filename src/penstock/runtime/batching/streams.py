@@ -50,7 +50,8 @@ async def stream(batcher: Batcher, request: Request, key: Hashable, rows: int) -
                 continue
             if outputs is None:
                 break
-            yield Response(batcher.model, batcher.version, dict(outputs), request.id, {}, timings)
+            count = items.count if isinstance(items, Stream) else 0
+            yield Response(batcher.model, batcher.version, dict(outputs), request.id, {}, timings, count=count)
     except PenstockError as error:
         failed = error.reason
         if isinstance(error, WorkerLost) and not error.begun:

@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.core.errors import PenstockError
 from penstock.core.messages import Request, Response
-from penstock.core.servable import PIECE, Signature
+from penstock.core.servable import Signature
 from penstock.runtime.keys import KeyLimits
 from penstock.runtime.language.admission import Admission
 from penstock.runtime.language.quotas import Quotas
@@ -37,14 +37,7 @@ class _Bound(msgspec.Struct):
     max_tokens: int
 
 
-class _Output(msgspec.Struct):
-    """What is needed here of a Delta."""
-
-    token_ids: tuple[int, ...]
-
-
 _bound = msgspec.json.Decoder(_Bound)
-_output = msgspec.msgpack.Decoder(_Output)
 
 
 class Recorder(Protocol):
@@ -129,7 +122,7 @@ class Gates:
                     async for response in answers:
                         if not generated:
                             request.timings.submitted = entered  # the wait before the queue is waiting too
-                        generated += len(_output.decode(response.outputs[PIECE].data).token_ids)
+                        generated += response.count
                         admitted.generated = generated
                         yield response
         except PenstockError as error:

@@ -19,10 +19,11 @@ class Inbox:
     def __init__(self, took: Callable[[int], None], abandon: Callable[[bool], None]) -> None:
         """`abandon` is called when no more is wanted: with True when the reader left, with False at the deadline."""
         self.ended = False  # nothing more comes
+        self.count = 0  # what the piece that was handed out last counts for
         self.lost: Callable[[WorkerLost], None] = _nothing
         self._took = took
         self._abandon = abandon
-        self._items: deque[Tensors | bytes] = deque()
+        self._items: deque[Tensors | tuple[int, bytes]] = deque()
         self._begun: list[bytes] = []  # of a piece that comes in several entries
         self._push: Callable[[int, bytes], bool] | None = None
         self._error: PenstockError | None = None
@@ -45,7 +46,7 @@ class Inbox:
             self._taken += 1
             self._took(self._taken)
             return
-        self._items.append(piece)
+        self._items.append((count, piece))
         self._wake()
 
     def push_to(self, push: Callable[[int, bytes], bool]) -> None:
@@ -74,7 +75,11 @@ class Inbox:
         self._taken += 1
         if not self.ended:
             self._took(self._taken)
-        return {PIECE: np.frombuffer(item, np.uint8)} if isinstance(item, bytes) else item
+        if not isinstance(item, tuple):
+            self.count = 0
+            return item
+        self.count, piece = item
+        return {PIECE: np.frombuffer(piece, np.uint8)}
 
     def expire(self, error: PenstockError) -> None:
         """The stream ends here, whether or not its reader asks for more: items not yet taken are forgotten, the worker
@@ -108,6 +113,11 @@ class Stream(AsyncIterator[Tensors]):
 
     async def __anext__(self) -> Tensors:
         return await self._inbox.next()
+
+    @property
+    def count(self) -> int:
+        """What the last answer counts for; see `core.servable.Outlet`."""
+        return self._inbox.count
 
     def on_lost(self, callback: Callable[[WorkerLost], None]) -> None:
         """Has `callback` called if the process dies before the model has stopped, though the reader may have left by
