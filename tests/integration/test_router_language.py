@@ -127,6 +127,22 @@ async def test_what_one_server_keeps_is_refused_in_the_shape_of_its_clients(requ
         assert await served(asked, f"{head}\r\n".encode() + body) == 200
 
 
+@pytest.mark.parametrize("header", [(), ("Penstock-Endpoint: chat",)])
+async def test_an_answer_in_the_background_that_nobody_could_fetch_is_refused(header: tuple[str, ...]) -> None:
+    async with replicas(Replica(lists("chat"))) as (one,), rig() as asked:
+        asked.follow(endpoint(one, name="chat"))
+        path = "/v1/responses"
+        answer = await asked.ask(chat("chat", "hi", *header, path=path, background=True))
+        found = error(answer)
+        assert answer.status == 501 and found["code"] == "not_routed"
+        assert "`background`" in found["message"] and "a single server's" in found["message"] and not one.seen
+        assert await served(asked, chat("chat", "hi", *header, path=path, background=False)) == 200
+        assert await served(asked, chat("chat", "hi", *header, background=True)) == 200, "no parameter of chat's"
+        # Who says whose they are can fetch it.
+        asked.follow(endpoint(one, name="chat", matches=(Match(path_prefix="/v1"),)))
+        assert await served(asked, chat("chat", "hi", *header, path=path, background=True)) == 200
+
+
 @pytest.mark.parametrize("depth", [260, 1000])
 async def test_a_deeply_nested_body_goes_on_and_hurts_nobody_else(depth: int) -> None:
     """Its replica says what is wrong with it."""

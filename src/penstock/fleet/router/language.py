@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from penstock.core.errors import Internal, InvalidInput, NotFound, NotReady, PenstockError
+from penstock.core.errors import Internal, InvalidInput, NotFound, NotReady, PenstockError, Unsupported
 from penstock.core.nearest import nearest
 from penstock.fleet.router.answer_head import AnswerReader
 from penstock.fleet.router.calls import Call, ErrorCall
 from penstock.fleet.router.exchange import Exchange
 from penstock.fleet.router.lanes import Service, Upstream
+from penstock.fleet.router.language_paths import kept_answers
 from penstock.fleet.router.own import wall_clock
-from penstock.fleet.router.plan import Plan
+from penstock.fleet.router.plan import KEPT_ELSEWHERE, Plan
 from penstock.fleet.router.prompts import MOST_BYTES, Prompt, read_document, read_prompt
 from penstock.fleet.router.talk import Talk
 
@@ -65,6 +66,8 @@ class Language:
             service = made.service
             if not streams and (service is None or len(body) <= MOST_BYTES):
                 document = self._document(body, service)
+            if document.get("background") is True and kept_answers(head.path) and not made.routed:
+                raise Unsupported(f"`background` is not for here: {KEPT_ELSEWHERE}")
             if service is None:
                 name = self._name(document, tenant)
                 service = self._service(name)

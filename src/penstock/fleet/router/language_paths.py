@@ -47,6 +47,11 @@ def kept_by_one_server(path: str) -> bool:
     return path not in _BODIES and _KEPT.fullmatch(path) is not None
 
 
+def kept_answers(path: str) -> bool:
+    """Whether a POST there may make an answer that is fetched later."""
+    return path == "/v1/responses"
+
+
 def error_body(path: str, error: PenstockError) -> bytes:
     """The body of an error as clients of that path read it: OpenAI's and Anthropic's shapes, else Penstock's."""
     if path not in _BODIES and not path.startswith(MODELS + "/") and not kept_by_one_server(path):

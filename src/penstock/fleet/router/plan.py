@@ -25,7 +25,7 @@ Own = Callable[[Head, bytes], Awaitable[Said] | Said]
 _NO_HEADERS: Final[dict[str, str]] = {}
 _KEYS: Final = frozenset((b"authorization", b"x-api-key"))
 _AT_ONCE_S = 0.002  # a request that is sent so soon has its whole time left
-_KEPT_ELSEWHERE: Final = (
+KEPT_ELSEWHERE: Final = (
     "files, batches and stored responses are a single server's, and this is a router in front of several, none of "
     "which knows what another keeps. Send a batch's requests one by one, and conversations whole in `input` with "
     "`store` false; or ask a server of its own for them: `penstock serve MODEL --state FOLDER`"
@@ -37,8 +37,8 @@ class Plan:
     """Either `error`, `service` or `own` says what to do. Immutable once it is made."""
 
     __slots__ = (
-        "counted", "error", "language", "own", "plain", "plans", "ready", "ready_probe", "repeatable", "service",
-        "start", "table", "timeout_s",
+        "counted", "error", "language", "own", "plain", "plans", "ready", "ready_probe", "repeatable", "routed",
+        "service", "start", "table", "timeout_s",
     )  # fmt: skip
 
     def __init__(self, table: CompiledTable, head: Head, service: Service | None, error: PenstockError | None) -> None:
@@ -54,6 +54,7 @@ class Plan:
         self.plain = False
         self.repeatable = False
         self.language = False  # for a language model; without a service, which one is in its body
+        self.routed = False  # a deployment's `routes` say that all of the path is its own
         self.plans: dict[str, Plan] = {}  # of the deployments that bodies with this head named
         self.ready_probe = False
         if service is None:
@@ -115,6 +116,7 @@ def plan(head: Head, table: CompiledTable, services: dict[str, Service]) -> Plan
         head.host.decode("latin-1"), head.path, head.headers() if table.has_matches else _NO_HEADERS
     )
     language = head.method == b"POST" and for_language(head.path)
+    routed = endpoint is not None
     if endpoint is None and language and named_in_body(head.path):
         named = head.get(b"penstock-endpoint")
         if named is None:
@@ -124,9 +126,10 @@ def plan(head: Head, table: CompiledTable, services: dict[str, Service]) -> Plan
         endpoint = table.by_name(named.decode("latin-1"))
     service = None if endpoint is None else services.get(endpoint.name)
     if service is None and kept_by_one_server(head.path):
-        return Plan(table, head, None, Unsupported(_KEPT_ELSEWHERE))
+        return Plan(table, head, None, Unsupported(KEPT_ELSEWHERE))
     if service is None:
         return Plan(table, head, None, NotFound(f"no deployment answers {head.path[:256]}"))
     made = Plan(table, head, service, None)
     made.language = language
+    made.routed = routed
     return made
