@@ -33,6 +33,7 @@ _RELATIVE_TOKENS: Final = 1000.0  # longer prompts have errors that grow with th
 _LEAST_NOISE: Final = 0.02  # of the times: no clock and no machine is better
 _RIDGE: Final = 1e-6  # of columns of length 1
 _LATE: Final = 4.0  # standard errors
+_MOST_USUAL: Final = 2.0  # of what is expected, that it may be over it
 _MOST_LATE: Final = 2.0  # in a row, or one in five, that are left out
 _LEAST_S: Final = 1e-6
 
@@ -90,7 +91,8 @@ class Gain:
             return False
         each, per_new, per_known = self._fit
         expected_s = max(0.0, each + per_new * new + per_known * known)
-        if took_s <= 1.5 * expected_s or took_s - expected_s <= _LATE * sqrt(self._noise / weight):
+        usual_s = min(_LATE * sqrt(self._noise / weight), _MOST_USUAL * expected_s)  # noise has waits in it at first
+        if took_s - expected_s <= max(usual_s, expected_s / 2.0):
             self._late = max(0.0, self._late - 0.25)
             return False
         if self._late > _MOST_LATE:
