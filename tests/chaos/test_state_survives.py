@@ -218,9 +218,12 @@ def test_a_full_disk_is_told_and_what_was_promised_is_kept(
     assert refused.value.status_code == 503
     answer = client.responses.create(input="say:a")
     assert answer.output_text == "a" and answer.to_dict()["store"] is False
-    failed = until(client, batch.id, lambda batch: batch.status in ENDED)
-    assert failed.status == "failed" and "no room" in failed.errors.data[0].message
+    until(client, batch.id, lambda batch: batch.errors is not None and "no room" in batch.errors.data[0].message)
     faults.set()
+    failed = until(client, batch.id, lambda batch: batch.status in ENDED)
+    assert failed.status == "failed"
+    lines = client.files.content(failed.output_file_id).content.splitlines()
+    assert len(lines) == failed.request_counts.completed >= 3
     assert client.responses.retrieve(before.id).output_text == "before"
     assert client.responses.create(input="say:b").to_dict()["store"] is True
     again = begun(client, 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,21 @@ from typing import Any
 import pytest
 
 from penstock.core.batches import WINDOW_S, Batch, LineAnswer, LineUsage
+from penstock.core.errors import Overloaded
 from penstock.core.responses import Step, StoredResponse, Wish
+from penstock.runtime.language.batch_lines import Line, entry, written
+from penstock.runtime.language.batches import Answer, BatchRunner
 from penstock.runtime.language.kept import Kept
+from penstock.runtime.language.kept_files import Bounds, KeptFiles
+from penstock.runtime.language.shelves import MemoryShelf, NoJournal
 from penstock.runtime.language.state import StateFolder
 
 CONTENT = b"".join(
     json.dumps({"custom_id": f"r{at}", "method": "POST", "url": "/x", "body": {"at": at}}).encode() + b"\n"
     for at in range(40)
 )
+# A line's answer in the journal, of whichever the test has not let be answered.
+LAST_LINE = entry(True, LineUsage(1, 0, 2, 0), written("batch_req_0", Line("last", b"{}"), LineAnswer(200, b"{}")))
 
 
 class Answers:
@@ -177,6 +185,86 @@ async def test_an_end_that_was_half_written_makes_no_second_files(opened: Open, 
     again = await ended(kept, id)
     assert again.output_file == first.output_file and len(await kept.batches.files("me")) == 2
     assert len(await names(kept, again.output_file)) == 40 and len(answers.asked) == 1
+
+
+async def test_a_batch_goes_on_though_the_time_of_its_file_is_over(opened: Open, clock: list[float]) -> None:
+    kept, answers = await opened()
+    ids = []
+    for _ in range(2):
+        file = await kept.batches.add_file("me", "in.jsonl", CONTENT, 10.0)
+        ids.append((await kept.batches.create("me", "/x", file.id, {})).id)
+    await until(lambda: asyncio.sleep(0, len(answers.asked)), lambda asked: asked >= 16)
+    clock[0] += 20
+    await kept.stop()
+    assert len(await kept.batches.files("me")) == 2  # for the next process
+    kept, answers = await opened()
+    answers.let_all()
+    for id in ids:
+        batch = await ended(kept, id)
+        assert (batch.status, batch.answered, batch.faults) == ("completed", 40, [])
+
+
+async def test_a_batch_whose_end_only_is_missing_needs_no_file(
+    opened: Open, clock: list[float], tmp_path: Path
+) -> None:
+    kept, answers = await opened()
+    id = await begun(kept, answers, 39)
+    before = {place: place.read_bytes() for place in (tmp_path / "state" / "batches").iterdir()}
+    input_file = (await kept.batches.batch("me", id)).input_file
+    answers.let_all()
+    await until(
+        lambda: asyncio.sleep(0, (tmp_path / "state" / "batches" / f"{id}.lines").exists()), lambda one: not one
+    )
+    await kept.close()
+    for place, content in before.items():
+        if place.suffix:
+            content += b"%08x %b\n" % (zlib.crc32(LAST_LINE), LAST_LINE)
+        place.write_bytes(content)
+    (tmp_path / "state" / "files" / input_file).unlink()
+    clock[0] += WINDOW_S + 1
+    kept, answers = await opened()
+    batch = await ended(kept, id)
+    assert (batch.status, batch.answered, batch.faults) == ("completed", 40, []) and not answers.asked
+
+
+def runner(answer: Answer, journal: NoJournal, clock: list[float], bounds: Bounds) -> BatchRunner:
+    files = KeptFiles(bounds, lambda: clock[0], MemoryShelf())
+    return BatchRunner(answer, files, MemoryShelf(), journal, lambda: clock[0], bounds=bounds)
+
+
+async def test_answers_wait_for_room(clock: list[float]) -> None:
+    answers = Answers()
+    answers.let_all()
+    batches = runner(answers.line, NoJournal(), clock, Bounds(caller_bytes=20_000))
+    filler = await batches.add_file("me", "filler", b"x" * 16_000)
+    file = await batches.add_file("me", "in.jsonl", CONTENT)
+    batch = await batches.create("me", "/x", file.id, {})
+    await until(lambda: batches.batch("me", batch.id), lambda one: one.status == "finalizing")
+    await asyncio.sleep(0.2)
+    assert (await batches.batch("me", batch.id)).status == "finalizing"
+    await batches.remove_file("me", filler.id)
+    done = await until(lambda: batches.batch("me", batch.id), lambda one: one.status in ("completed", "failed"))
+    assert done.status == "completed" and len((await batches.content("me", done.output_file)).splitlines()) == 40
+    await batches.close()
+
+
+async def test_lines_that_wait_for_a_model_hold_no_failed_batch_up(clock: list[float]) -> None:
+    class FullJournal(NoJournal):
+        async def append(self, id: str, line: bytes) -> None:
+            raise Overloaded("no room")
+
+    async def answer(endpoint: str, body: bytes, caller: str, deadline: float) -> LineAnswer:
+        if json.loads(body)["at"]:
+            return LineAnswer(503, b"{}", again_s=0.01)
+        await asyncio.sleep(0.01)  # until the others wait
+        return LineAnswer(200, b"{}")
+
+    batches = runner(answer, FullJournal(), clock, Bounds())
+    file = await batches.add_file("me", "in.jsonl", CONTENT)
+    batch = await batches.create("me", "/x", file.id, {})
+    done = await until(lambda: batches.batch("me", batch.id), lambda one: one.status in ("completed", "failed"))
+    assert done.status == "failed" and done.faults[0].code == "no_room"
+    await batches.close()
 
 
 async def test_what_was_kept_goes_when_its_time_is_over(opened: Open, clock: list[float], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -26,6 +26,8 @@ from penstock.runtime.language.batch_lines import Line, entry, name_of, read_ent
 from penstock.runtime.language.kept_files import KEEP_S, Bounds, KeptFiles
 from penstock.runtime.language.pauses import LONGEST_S, pauses
 from penstock.runtime.language.shelves import Journal, Shelf
+
+T = TypeVar("T")
 
 log = logging.getLogger("penstock.batches")
 
@@ -58,6 +60,10 @@ class _Job:
     bad: list[bytes] = field(default_factory=list)
     size_bytes: int = 0  # of both
     names: set[str] = field(default_factory=set)  # of lines that an earlier process answered
+
+    def answered_all(self) -> bool:
+        """Whether an earlier process did: only the end was missing."""
+        return 0 < self.batch.total <= len(self.names)
 
 
 class BatchRunner:
@@ -101,12 +107,10 @@ class BatchRunner:
             if job.batch.status in _ENDED:
                 self._files.finish(job.batch.input_file)
                 self._journal.discard(job.batch.id)
-            else:
-                try:
-                    self._files.hold(job.owner, job.batch.input_file)
-                except PenstockError as error:
-                    job.batch.faults.append(Fault("input_lost", f"the input file is gone: {error.message}"))
-                await self._recover(job)
+                continue
+            await self._recover(job)
+            if not self._files.hold_again(job.owner, job.batch.input_file) and not job.answered_all():
+                job.batch.faults.append(Fault("input_lost", "the input file is gone"))
         self.forget_old()
 
     async def resume(self) -> None:
@@ -239,7 +243,7 @@ class BatchRunner:
                 work = job.work = loop.create_task(self._work(job))
                 try:
                     await asyncio.wait({work}, timeout=max(0.0, job.ends - loop.time()))
-                    expired = not work.done()
+                    expired = not work.done() and bool(job.left or job.running)
                 finally:
                     work.cancel()
                     await asyncio.wait({work})
@@ -247,7 +251,8 @@ class BatchRunner:
         except Exception as error:  # outermost: its caller is told
             failure = error
         finally:
-            self._files.release(job.batch.input_file)
+            if not self._closed:  # else it goes on at the next start
+                self._files.release(job.batch.input_file)
         await self._end(job, failure, expired)
         job.work = job.task = None
 
@@ -269,7 +274,7 @@ class BatchRunner:
 
     async def _read(self, job: _Job) -> None:
         """Finds the lines that have no answer yet."""
-        if job.batch.faults:
+        if job.batch.faults or job.answered_all():
             return
         try:
             content = await self._files.content(job.owner, job.batch.input_file)
@@ -305,6 +310,8 @@ class BatchRunner:
             id = f"batch_req_{uuid.uuid4().hex}"
             job.running[id] = line
             answer = await self._ask(job, line)
+            if answer is None:
+                return
             text = written(id, line, answer)
             succeeded = answer.status == 200
             try:
@@ -318,14 +325,17 @@ class BatchRunner:
             if job.size_bytes > self._bounds.caller_bytes // 2 and not job.batch.faults:
                 job.batch.faults.append(Fault("output_too_large", "the answers take more room than one batch may have"))
 
-    async def _ask(self, job: _Job, line: Line) -> LineAnswer:
+    async def _ask(self, job: _Job, line: Line) -> LineAnswer | None:
+        """None when the batch has failed meanwhile."""
         for pause_s in pauses():
             async with self._at_once:
+                if job.batch.faults:
+                    break
                 answer = await self._answer(job.batch.endpoint, line.body, job.owner, job.ends)
             if answer.again_s is None:
                 return answer
             await asyncio.sleep(min(LONGEST_S, max(pause_s, answer.again_s)))
-        raise AssertionError("pauses do not end")
+        return None
 
     async def _end(self, job: _Job, failure: BaseException | None, expired: bool) -> None:
         batch = job.batch
@@ -340,22 +350,22 @@ class BatchRunner:
             for id, line in [*job.running.items(), *((f"batch_req_{uuid.uuid4().hex}", one) for one in job.left[::-1])]:
                 job.bad.append(unanswered(id, line, "batch_expired", "the batch's window passed before this request"))
             batch.refused = len(job.bad)
-        try:
-            batch.output_file = await self._write(job, job.good, "output")
-            batch.error_file = await self._write(job, job.bad, "error")
-        except PenstockError as error:
-            batch.faults.append(Fault("no_room", f"the answers could not be kept: {error.message}"))
-            status = "failed"
+        batch.output_file = await self._persist(job, lambda: self._write(job, job.good, "output"))
+        batch.error_file = await self._persist(job, lambda: self._write(job, job.bad, "error"))
         self._reach(job, status)
         job.left, job.running, job.good, job.bad = [], {}, [], []
+        await self._persist(job, lambda: self._save(job))
+        self._journal.discard(batch.id)
+
+    async def _persist(self, job: _Job, write: Callable[[], Awaitable[T]]) -> T:
+        """Tries until there is room: what was answered is in this process and the journal only."""
         for pause_s in pauses():
             try:
-                await self._save(job)
-                break
-            except PenstockError as error:  # until then its end is known here only
-                log.error("batch_not_kept", extra={"batch": batch.id, "reason": error.message})
-                await asyncio.sleep(pause_s)
-        self._journal.discard(batch.id)
+                return await write()
+            except PenstockError as error:
+                log.error("batch_not_kept", extra={"batch": job.batch.id, "reason": error.message})
+            await asyncio.sleep(pause_s)
+        raise AssertionError("pauses do not end")
 
     async def _write(self, job: _Job, lines: list[bytes], kind: str) -> str | None:
         if not lines:

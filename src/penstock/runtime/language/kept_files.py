@@ -112,6 +112,14 @@ class KeptFiles:
         """The file stays until it is released as often."""
         self._find(owner, id).used += 1
 
+    def hold_again(self, owner: str, id: str) -> bool:
+        """Whether the file is there, as old as it may be: its batch goes on, and held it in an earlier process."""
+        kept = self._kept.get(id)
+        if kept is None or kept.owner != owner:
+            return False
+        kept.used += 1
+        return True
+
     def release(self, id: str) -> None:
         kept = self._kept.get(id)
         if kept is not None:
