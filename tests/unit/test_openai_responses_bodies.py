@@ -9,7 +9,7 @@ import pytest
 from http_calls import Calls, header_of, json_of
 from scripted_language import BEGAN, HELLO, USAGE, Script, ScriptDoor, pieces_of
 
-from penstock.core.errors import Overloaded, PenstockError, WorkerLost
+from penstock.core.errors import NotFound, Overloaded, PenstockError, WorkerLost
 from penstock.core.language import (
     Event,
     Finished,
@@ -269,6 +269,22 @@ async def test_a_stream_that_is_cut_is_kept_as_what_it_is(respond: Responses) ->
     id = orjson.loads(first.split(b"data: ")[1].split(b"\n")[0])["response"]["id"]
     gone = json_of(await stored(respond, id))
     assert gone["status"] == "incomplete" and gone["output"][0]["content"][0]["text"] == "Hé" and gone["usage"] is None
+
+
+async def test_who_reads_one_that_is_deleted_is_told_so(respond: Responses) -> None:
+    respond.script.answers = [[Overloaded("no room", retry_after_s=60)]]  # it stays queued
+    stream = await respond(background=True, stream=True)
+    first = orjson.loads(data_of(await anext(stream.pieces)))
+    assert (await stored(respond, first["response"]["id"], method="DELETE")).status == 200
+    with pytest.raises(NotFound) as gone:
+        await anext(stream.pieces)
+    error = orjson.loads(data_of(stream.encode_error(gone.value)))["error"]
+    assert "not found" in error["message"] and error["param"] == "id" and error["code"] is None
+
+
+def data_of(piece: bytes) -> bytes:
+    """The data of a piece's first event."""
+    return piece.split(b"\n", 2)[1].removeprefix(b"data: ")
 
 
 async def test_the_oldest_go_and_all_are_kept_for_a_time_only(respond: Responses) -> None:

@@ -124,9 +124,13 @@ async def looked_up(http: HttpRequest, work: Awaitable[T], shape: Callable[[T], 
 
 def refused_as(status: int, message: str, http: HttpRequest) -> HttpResponse:
     """An error about an id."""
-    error = {"message": message, "type": "invalid_request_error", "param": "id", "code": None}
     headers = (*request_id(http), ("X-Should-Retry", "false"))
-    return HttpResponse(status, orjson.dumps({"error": error}), headers=headers)
+    return HttpResponse(status, orjson.dumps({"error": id_error(message)}), headers=headers)
+
+
+def id_error(message: str) -> dict[str, object]:
+    """The value of `error` about an id of what is no model."""
+    return {"message": message, "type": "invalid_request_error", "param": "id", "code": None}
 
 
 def answered(http: HttpRequest, members: dict[str, object]) -> HttpResponse:

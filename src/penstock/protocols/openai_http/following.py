@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from penstock.core.door import Door
-from penstock.core.errors import PenstockError
+from penstock.core.errors import NotFound, PenstockError
 from penstock.protocols import HttpRequest, HttpStream
 from penstock.protocols.openai_http.failures import error_object, request_id
+from penstock.protocols.openai_http.files import id_error
 from penstock.protocols.openai_http.responses_wire import event_of
 
 
@@ -42,7 +43,8 @@ class _Reader:
 
 
 def error_of(error: PenstockError, number: int) -> bytes:
-    """The last event of a stream that failed. Older clients look at `error`, newer ones at the type."""
-    found = error_object(error)
+    """The last event of a stream that failed, also because its response was deleted. Older clients look at `error`,
+    newer ones at the type."""
+    found = id_error(error.message) if isinstance(error, NotFound) else error_object(error)
     return event_of("error", number, {"message": found["message"], "code": found["code"], "param": found["param"],
                                       "error": found})  # fmt: skip

@@ -24,7 +24,6 @@ from penstock.protocols.openai_http.failures import request_id
 from penstock.protocols.openai_http.following import following
 from penstock.protocols.openai_http.response_items import (
     LONGEST_ID,
-    Item,
     gone_on_from,
     items_of,
     kept_items,
@@ -70,7 +69,7 @@ async def create(http: HttpRequest, door: Door) -> HttpResponse | HttpStream:
         return await _begin(http, door, wish, head, _body(fields), headers)
     events = asked(found.model, told(wish.ask, http, head))
     response = Response(head, wish.told, wish.ask.logprobs is not None)
-    keep = _Keep(door, http.caller, head.id, orjson.dumps(wish.items)) if wish.store else None
+    keep = _Keep(door, http.caller, head.id, wish.items) if wish.store else None
     if wish.stream:
         sent = pieces(events, response) if keep is None else _kept_pieces(events, response, keep)
         return HttpStream(sent, response.encode_error, headers=request_id(http) + headers)
@@ -161,7 +160,7 @@ async def _begin(
     """What the caller gets of an answer for which nobody waits: where it stands, or its events as they come."""
     response = Response(head, wish.told, wish.ask.logprobs is not None)
     document = response.queued()[1]
-    order = Wish(head.id, document, orjson.dumps(wish.items), body, wish.stream)
+    order = Wish(head.id, document, wish.items, body, wish.stream)
     await door.responses().begin(http.caller, order)
     if wish.stream:
         return following(http, door, head.id, 0, headers)
@@ -170,13 +169,14 @@ async def _begin(
 
 @dataclass(slots=True)
 class Wished:
-    """What is asked, how it is sent, and what of the request an answer repeats. `items` is the whole conversation."""
+    """What is asked, how it is sent, and what of the request an answer repeats. `items` is the whole conversation,
+    a JSON array; empty when it is not stored."""
 
     ask: Ask
     stream: bool
     store: bool
     background: bool
-    items: list[Item]
+    items: bytes
     told: dict[str, object] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
@@ -247,17 +247,16 @@ def decode(fields: Fields, earlier: list[object] | None = None, *, store: bool =
         "tool_choice": {"type": "function", "name": choice[1:]} if choice.startswith("=") else choice,
         "user": fields.text("user"),
     }  # fmt: skip
-    _check_written("tools", repeated["tools"])
-    _check_written("text.format.schema", repeated["text"])
-    items = kept_items([*earlier, *new]) if kept else []
-    _check_written("input", items)
+    _written("tools", repeated["tools"])
+    _written("text.format.schema", repeated["text"])
+    items = _written("input", kept_items([*earlier, *new]) if kept else [])
     return Wished(ask, stream, kept, background, items, repeated, ignored + parameters.check_rest(fields, KNOWN))
 
 
-def _check_written(name: str, value: object) -> None:
-    """Raises: InvalidInput for what cannot be repeated as JSON: too deep, or a whole number beyond 64 bits."""
+def _written(name: str, value: object) -> bytes:
+    """JSON. Raises: InvalidInput for what cannot be repeated: too deep, or a whole number beyond 64 bits."""
     try:
-        orjson.dumps(value)
+        return orjson.dumps(value)
     except TypeError as error:
         raise InvalidInput(f"Invalid '{name}': expected JSON that can be written again ({error}).",
                            parameter=name, problem="invalid_value") from None  # fmt: skip

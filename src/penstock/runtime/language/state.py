@@ -184,16 +184,16 @@ class FolderShelf:
 
     async def put(self, id: str, head: bytes, body: bytes) -> None:
         """See `shelves.Shelf`, also of the methods below."""
-        await self._state.run(self._put, self._place(id), head, body)
+        await self._state.run(self._put, _place(self._folder, id), head, body)
 
     async def body(self, id: str) -> bytes:
-        return await self._state.run(self._body, self._place(id))
+        return await self._state.run(self._body, _place(self._folder, id))
 
     async def drop(self, id: str) -> None:
-        await self._state.run(self._drop, self._place(id))
+        await self._state.run(self._drop, _place(self._folder, id))
 
     def discard(self, id: str) -> None:
-        place = self._place(id)
+        place = _place(self._folder, id)
         self._state.soon(lambda: place.unlink(missing_ok=True))
 
     async def heads(self) -> dict[str, bytes]:
@@ -201,11 +201,6 @@ class FolderShelf:
 
     def damaged(self, id: str) -> bool:
         return id in self._damaged
-
-    def _place(self, id: str) -> Path:
-        if not _ID.fullmatch(id):
-            raise Internal(f"{id!r:.80} is no id")
-        return self._folder / id
 
     # --- in the thread ---
 
@@ -275,7 +270,7 @@ class FolderJournal:
 
     async def append(self, id: str, line: bytes) -> None:
         """See `shelves.Journal`, also of the methods below."""
-        place = self._place(id)
+        place = _place(self._folder, id, ".lines")
         with self._taking:
             waiting = self._waiting.get(id)
             if waiting is None:
@@ -295,16 +290,11 @@ class FolderJournal:
                     del self._waiting[id]
 
     async def lines(self, id: str) -> tuple[list[bytes], str]:
-        return await self._state.run(self._lines, self._place(id))
+        return await self._state.run(self._lines, _place(self._folder, id, ".lines"))
 
     def discard(self, id: str) -> None:
-        place = self._place(id)
+        place = _place(self._folder, id, ".lines")
         self._state.soon(lambda: place.unlink(missing_ok=True))
-
-    def _place(self, id: str) -> Path:
-        if not _ID.fullmatch(id):
-            raise Internal(f"{id!r:.80} is no id")
-        return self._folder / f"{id}.lines"
 
     # --- in the thread ---
 
@@ -342,6 +332,13 @@ class FolderJournal:
         if torn:
             os.truncate(place, len(text) - len(torn))
         return found, ""
+
+
+def _place(folder: Path, id: str, ending: str = "") -> Path:
+    """Where it lies. No id leads out of the folder. Raises: Internal."""
+    if not _ID.fullmatch(id):
+        raise Internal(f"{id!r:.80} is no id")
+    return folder / f"{id}{ending}"
 
 
 def write_synced(path: Path, parts: list[bytes]) -> None:
