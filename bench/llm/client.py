@@ -171,7 +171,8 @@ def read(sent: float, pieces: Sequence[tuple[float, bytes]]) -> Answer:
         while piece + 1 < len(ends) and ends[piece] < raw:
             piece += 1
         _add_chunk(answer, json.loads(line[6:]), pieces[piece][0] - sent)
-    if b"data: [DONE]" not in payload:
+    # `transformers serve` sends no [DONE]; its last event says why the text ended.
+    if b"data: [DONE]" not in payload and b'"finish_reason":"' not in payload[-600:]:
         raise SystemExit(f"the stream broke off: {payload[-300:]!r}")
     return answer
 

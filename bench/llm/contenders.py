@@ -142,8 +142,8 @@ def transformers(folder: Path, threads: int, prefix_cache: bool) -> Iterator[Tar
     python = interpreter("transformers")
     assert python is not None
     command = [
-        str(python.parent / "transformers"), "serve", "--continuous-batching", "--host", "127.0.0.1",
-        "--port", str(port), "--force-model", str(folder),
+        str(python.parent / "transformers"), "serve", str(folder), "--continuous-batching", "--host",
+        "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     with peer(command, port, "/health", _OFFLINE | {"OMP_NUM_THREADS": str(threads)}, 180) as address:
         yield Target(address, str(folder))
