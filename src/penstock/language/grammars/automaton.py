@@ -8,7 +8,7 @@ ranges of characters, so the alphabet's size does not matter.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from penstock.core.errors import InvalidInput
@@ -32,11 +32,10 @@ from penstock.language.grammars.nodes import (
 Edges = tuple[tuple[int, int, int], ...]  # from and to which character, inclusive, and the state they lead to; sorted
 
 
-@dataclass(slots=True)
-class Work:
-    """How much may still be done: loose states in all sets of them. So many take about a second."""
-
-    left: int = 4_000_000
+# Units of `Work`, found by measuring.
+_PART = 12  # to walk into a part of a grammar
+_EDGE = 24  # to make an edge, and keep it
+_MEMBER = 16  # to keep a member of a set
 
 
 class TooManyStates(InvalidInput):
@@ -69,7 +68,14 @@ class _Loose:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.free: list[list[int]] = []
-        self.moves: list[list[tuple[Ranges, int]]] = []
+        self.moves: list[list[tuple[int, int]]] = []  # the number of a set of characters, and where they lead
+        self._sets: list[Ranges] = []
+        self._numbers: dict[Ranges, int] = {}
+        self._by_node: dict[int, int] = {}  # by the address of a node: long sets are read whole to be found as keys
+        self._parts: dict[frozenset[int], list[tuple[frozenset[int], list[tuple[int, int]]]]] = {}
+
+    def spend(self, units: int) -> None:
+        spend(self.rules, units)
 
     def state(self) -> int:
         if len(self.free) > 8 * self.rules.limits.states:
@@ -80,12 +86,18 @@ class _Loose:
 
     def add(self, node: Node, start: int) -> int:
         """The state after the node."""
+        self.spend(_PART)
         if isinstance(node, Literal):
             for c in node.text:
-                start = self._move(((ord(c), ord(c)),), start)
+                self.spend(_PART)
+                start = self._move(self._set(((ord(c), ord(c)),)), start)
             return start
         if isinstance(node, Characters):
-            return self._move(node.ranges, start)
+            known = self._by_node.get(id(node))
+            if known is None:
+                self.spend(len(node.ranges))
+                known = self._by_node[id(node)] = self._set(node.ranges)
+            return self._move(known, start)
         if isinstance(node, Reference):
             return self.add(self.rules.bodies[node.name], start)
         if isinstance(node, Sequence):
@@ -111,54 +123,100 @@ class _Loose:
             self.free[start].append(end)
         return end
 
-    def _move(self, ranges: Ranges, start: int) -> int:
+    def _set(self, ranges: Ranges) -> int:
+        known = self._numbers.get(ranges)
+        if known is None:
+            known = self._numbers[ranges] = len(self._sets)
+            self._sets.append(ranges)
+        return known
+
+    def _move(self, characters: int, start: int) -> int:
         end = self.state()
-        self.moves[start].append((ranges, end))
+        self.moves[start].append((characters, end))
         return end
 
-    def closure(self, states: frozenset[int]) -> frozenset[int]:
-        found, waiting = set(states), list(states)
+    def closure(self, states: Iterable[int], final: int) -> tuple[int, ...]:
+        """The states that can be reached without a character, as far as they tell anything: sorted."""
+        found = set(states)
+        waiting = list(found)
         while waiting:
-            for target in self.free[waiting.pop()]:
+            free = self.free[waiting.pop()]
+            self.spend(1 + len(free))
+            for target in free:
                 if target not in found:
                     found.add(target)
                     waiting.append(target)
-        return frozenset(found)
+        return tuple(sorted(state for state in found if state == final or self.moves[state]))
+
+    def parts(self, sets: frozenset[int]) -> list[tuple[frozenset[int], list[tuple[int, int]]]]:
+        """The characters of these sets, by which of them they are in."""
+        known = self._parts.get(sets)
+        if known is None:
+            known = self._parts[sets] = self._divided(sets)
+        return known
+
+    def _divided(self, sets: frozenset[int]) -> list[tuple[frozenset[int], list[tuple[int, int]]]]:
+        changes: list[tuple[int, bool, int]] = []
+        for number in sets:
+            self.spend(_EDGE * len(self._sets[number]))
+            for low, high in self._sets[number]:
+                changes += ((low, True, number), (high + 1, False, number))
+        changes.sort()
+        now: set[int] = set()
+        found: dict[frozenset[int], list[tuple[int, int]]] = {}
+        for (at, begins, number), (following, _, _) in itertools.pairwise(changes):
+            if begins:
+                now.add(number)
+            else:
+                now.discard(number)
+            if now and following != at:
+                self.spend(_MEMBER * len(now))
+                found.setdefault(frozenset(now), []).append((at, following - 1))
+        return list(found.items())
 
 
-def build(node: Node, rules: Rules, work: Work | None = None) -> Automaton:
-    """The automaton of a node without recursion; several may share `work`. Raises TooManyStates."""
-    work = work or Work()
+def spend(rules: Rules, units: int) -> None:
+    """Notes that so much is about to be done. Raises: TooManyStates, where it is more than may be."""
+    rules.work.left -= units
+    if rules.work.left < 0:
+        raise TooManyStates(f"{rules.where}: has too many beginnings of parts at once; make it smaller")
+
+
+def build(node: Node, rules: Rules) -> Automaton:
+    """The automaton of a node without recursion. Raises TooManyStates."""
     loose = _Loose(rules)
-    final = loose.add(node, loose.state())
-    first = loose.closure(frozenset((0,)))
+    start = loose.state()
+    final = loose.add(node, start)
+    first = loose.closure((start,), final)
     numbers, order, edges = {first: 0}, [first], []
     for states in order:
-        work.left -= len(states)
-        if work.left < 0:
-            raise TooManyStates(f"{rules.where}: has too many beginnings of parts at once; make it smaller")
-        out: list[tuple[int, int, int]] = []
-        alike: dict[Ranges, list[int]] = {}
+        spend(rules, 2 * len(states))
+        targets: dict[int, list[int]] = {}
         for state in states:
-            for ranges, target in loose.moves[state]:
-                alike.setdefault(ranges, []).append(target)
-        moves = [(low, high, targets) for ranges, targets in alike.items() for low, high in ranges]
-        cuts = sorted({low for low, _, _ in moves} | {high + 1 for _, high, _ in moves})
-        closures: dict[frozenset[int], frozenset[int]] = {}
-        for low, after in itertools.pairwise(cuts):
-            reached = frozenset(target for a, b, targets in moves if a <= low <= b for target in targets)
-            if not reached:
-                continue
-            if reached not in closures:
-                closures[reached] = loose.closure(reached)
-            whole = closures[reached]
-            if whole not in numbers:
+            for number, target in loose.moves[state]:
+                targets.setdefault(number, []).append(target)
+        out: list[tuple[int, int, int]] = []
+        for sets, ranges in loose.parts(frozenset(targets)):
+            spend(rules, sum(len(targets[number]) for number in sets) + _EDGE * len(ranges))
+            reached = loose.closure((target for number in sets for target in targets[number]), final)
+            if reached not in numbers:
                 _check_states(len(order), rules)
-                numbers[whole] = len(order)
-                order.append(whole)
-            out.append((low, after - 1, numbers[whole]))
-        edges.append(tuple(out))
+                spend(rules, 2 * len(reached))
+                numbers[reached] = len(order)
+                order.append(reached)
+            out += ((low, high, numbers[reached]) for low, high in ranges)
+        edges.append(_joined(sorted(out)))
     return _trimmed(edges, [final in states for states in order])
+
+
+def _joined(edges: Iterable[tuple[int, int, int]]) -> Edges:
+    """The same edges, those that touch and lead to the same state as one."""
+    found: list[tuple[int, int, int]] = []
+    for low, high, target in edges:
+        if found and found[-1][1] + 1 == low and found[-1][2] == target:
+            low = found.pop()[0]
+        found.append((low, high, target))
+    return tuple(found)
 
 
 def _check_states(states: int, rules: Rules) -> None:
@@ -181,39 +239,46 @@ def without(one: Automaton, other: Automaton, rules: Rules) -> Automaton:
 def _product(
     one: Automaton, other: Automaton, rules: Rules, accept: Callable[[bool, bool], bool], *, keep_lost: bool
 ) -> Automaton:
-    lost = -1  # `other` can match no more
     numbers, order = {(0, 0): 0}, [(0, 0)]
-    edges: list[list[tuple[int, int, int]]] = []
+    edges: list[Edges] = []
     for a, b in order:
         out: list[tuple[int, int, int]] = []
-        for low, high, target in one.edges[a]:
-            for low_b, high_b, target_b in _split(low, high, other.edges[b] if b != lost else ()):
-                if target_b == lost and not keep_lost:
-                    continue
-                pair = (target, target_b)
-                if pair not in numbers:
-                    _check_states(len(order), rules)
-                    numbers[pair] = len(order)
-                    order.append(pair)
-                out.append((low_b, high_b, numbers[pair]))
-        edges.append(out)
-    accepts = [accept(one.accepts[a], b != lost and other.accepts[b]) for a, b in order]
-    return _trimmed([tuple(out) for out in edges], accepts)
+        others = other.edges[b] if b != _LOST else ()
+        spend(rules, _EDGE + len(one.edges[a]) + len(others))
+        for low, high, target, target_b in _pieces(one.edges[a], others):
+            if target_b == _LOST and not keep_lost:
+                continue
+            spend(rules, _EDGE)
+            pair = (target, target_b)
+            if pair not in numbers:
+                _check_states(len(order), rules)
+                numbers[pair] = len(order)
+                order.append(pair)
+            out.append((low, high, numbers[pair]))
+        edges.append(_joined(out))
+    accepts = [accept(one.accepts[a], b != _LOST and other.accepts[b]) for a, b in order]
+    return _trimmed(edges, accepts)
 
 
-def _split(low: int, high: int, edges: Edges) -> list[tuple[int, int, int]]:
-    """The range in pieces by where the edges lead; -1 where there is none."""
-    pieces = []
-    for start, end, target in edges:
-        if end < low or start > high:
-            continue
-        if start > low:
-            pieces.append((low, start - 1, -1))
-        pieces.append((max(low, start), min(high, end), target))
-        low = min(high, end) + 1
-    if low <= high:
-        pieces.append((low, high, -1))
-    return pieces
+_LOST = -1  # the other automaton can match no more
+
+
+def _pieces(edges: Edges, others: Edges) -> Iterator[tuple[int, int, int, int]]:
+    """The ranges in pieces by where the others lead too."""
+    at = 0
+    for low, high, target in edges:
+        while at < len(others) and others[at][1] < low:
+            at += 1
+        beside = at
+        while beside < len(others) and others[beside][0] <= high:
+            start, end, other = others[beside]
+            beside += 1
+            if start > low:
+                yield low, start - 1, target, _LOST
+            yield max(low, start), min(high, end), target, other
+            low = min(high, end) + 1
+        if low <= high:
+            yield low, high, target, _LOST
 
 
 def _trimmed(edges: list[Edges], accepts: list[bool]) -> Automaton:

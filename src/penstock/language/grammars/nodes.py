@@ -82,6 +82,14 @@ class Limits:
     integer_digits: int = 18  # of integers without bounds of their own: what fits into 64 bits
 
 
+@dataclass(slots=True)
+class Work:
+    """How much may still be done for one grammar: a unit is at most a tenth of a microsecond, and some five bytes that
+    are kept. Refusals come before the work is done."""
+
+    left: int = 12_000_000
+
+
 def normal(ranges: Iterable[tuple[int, int]]) -> Ranges:
     """The same characters as sorted ranges that neither overlap nor touch, without surrogates."""
     whole: list[tuple[int, int]] = []
@@ -211,8 +219,9 @@ class Rules:
     which every dialect takes.
     """
 
-    def __init__(self, limits: Limits, where: str) -> None:
+    def __init__(self, limits: Limits, where: str, work: Work | None = None) -> None:
         self.limits, self.where = limits, where
+        self.work = work or Work()  # of all automata that are made for these rules
         self.bodies: dict[str, Node] = {}
         self.lexical: set[str] = set()  # rules that are one token of the language, such as a JSON string
         self.split = False  # whether automata became rules: characters that are no tokens of their own
@@ -222,7 +231,7 @@ class Rules:
 
     def copy(self) -> Rules:
         """The same rules, to be changed apart from these."""
-        made = Rules(self.limits, self.where)
+        made = Rules(self.limits, self.where, self.work)
         made.bodies, made.lexical, made.split = dict(self.bodies), set(self.lexical), self.split
         made._by_body, made._numbers, made._nodes = dict(self._by_body), dict(self._numbers), self._nodes
         return made

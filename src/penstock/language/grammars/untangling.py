@@ -31,6 +31,7 @@ from penstock.language.grammars.ways import too_many, ways
 # Found by trying: 1,000 states are made in well under a second, and llama.cpp reads their rules in milliseconds.
 _MOST_STATES = 1000
 _MOST_TRIES = 12  # rules that are made automata, each of which is tried by itself
+_PART = 8_000  # units of `Work`, to look whether a part is tangled
 
 
 def untangled(rules: Rules, root: Node) -> tuple[Rules, Node]:
@@ -46,17 +47,16 @@ def untangled(rules: Rules, root: Node) -> tuple[Rules, Node]:
         copied.bodies |= {name: body for name, body in bodies.items() if name}
     root = bodies[""]
     circular = _circular(bodies)
-    work = automaton.Work()
     tries = [name for name in _inner_first(bodies) if name and name not in circular][: _MOST_TRIES * 4]
     for name in too_many(without_empty_repeats(bodies), tries)[:_MOST_TRIES]:
         now = without_empty_repeats(gbnf.productive(made, Reference(name)))
-        if ways(now).too_many:
-            made.bodies[name] = _one_way(bodies[name], plain, made, work)
+        if ways(now, rules.work).too_many:
+            made.bodies[name] = _one_way(bodies[name], plain, made)
     if ways(without_empty_repeats(gbnf.productive(made, root))).too_many:
         for name, body in bodies.items():
             if name in circular:
-                made.bodies[name] = _parts_one_way(body, plain, made, circular, work)
-        root = _parts_one_way(root, plain, made, circular, work)
+                made.bodies[name] = _parts_one_way(body, plain, made, circular)
+        root = _parts_one_way(root, plain, made, circular)
     if ways(without_empty_repeats(gbnf.productive(made, root))).too_many:
         raise InvalidInput(
             f"{rules.where}: a text can be read in too many ways at once; put one repetition where repetitions stand "
@@ -65,32 +65,36 @@ def untangled(rules: Rules, root: Node) -> tuple[Rules, Node]:
     return made, root
 
 
-def _parts_one_way(node: Node, rules: Rules, made: Rules, circular: set[str], work: automaton.Work) -> Node:
+def _parts_one_way(node: Node, rules: Rules, made: Rules, circular: set[str]) -> Node:
     """The node, its largest parts without recursion made automata where they have many ways."""
     if not any(name in circular for name in _references(node)):
-        return _one_way(node, rules, made, work)
+        return _one_way(node, rules, made)
     if isinstance(node, Sequence):
-        return sequence(*(_parts_one_way(item, rules, made, circular, work) for item in node.items))
+        return sequence(*(_parts_one_way(item, rules, made, circular) for item in node.items))
     if isinstance(node, Choice):
-        return choice(*(_parts_one_way(item, rules, made, circular, work) for item in node.items))
+        return choice(*(_parts_one_way(item, rules, made, circular) for item in node.items))
     return (
-        repeat(_parts_one_way(node.item, rules, made, circular, work), node.least, node.most)
+        repeat(_parts_one_way(node.item, rules, made, circular), node.least, node.most)
         if isinstance(node, Repeat)
         else node
     )
 
 
-def _one_way(node: Node, rules: Rules, made: Rules, work: automaton.Work) -> Node:
+def _one_way(node: Node, rules: Rules, made: Rules) -> Node:
     """A node of `rules`, or one of `made` for the same texts with one way each; the node where that takes too many."""
+    rules.work.left -= _PART + len(rules.bodies)
+    if rules.work.left < 0:
+        return node
     node = _flat(node, rules)
     for name, body in rules.bodies.items():  # rules of repetitions that came with it
         made.bodies.setdefault(name, body)
-    if not ways(without_empty_repeats(gbnf.productive(rules, node))).too_many:
+    if not ways(without_empty_repeats(gbnf.productive(rules, node)), rules.work).too_many:
         return node
-    own = Rules(dataclasses.replace(rules.limits, states=min(_MOST_STATES, rules.limits.states)), rules.where)
+    limits = dataclasses.replace(rules.limits, states=min(_MOST_STATES, rules.limits.states))
+    own = Rules(limits, rules.where, rules.work)
     own.bodies = rules.bodies  # only read
     try:
-        found = automaton.build(node, own, work)
+        found = automaton.build(node, own)
         return node if automaton.empty(found) else automaton.nodes(found, made, "way", Characters)
     except InvalidInput:  # too many states, or rules
         return node

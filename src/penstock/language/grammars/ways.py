@@ -10,10 +10,11 @@ Source: llama-grammar.cpp (`llama_grammar_advance_stack`, `llama_grammar_reject_
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from penstock.language.grammars.nodes import Characters, Choice, Literal, Node, Ranges, Reference, Sequence
+from penstock.language.grammars.nodes import Characters, Choice, Literal, Node, Ranges, Reference, Sequence, Work
 
 # Measured with a vocabulary of 49,152 on one processor: 64 stacks that all take many characters are 0.1 s for a token
 # (256 are 0.35 s, at worst 1.8 s); 1,000 that take one character each are 0.05 s.
@@ -29,6 +30,7 @@ _LEAST_STEPS = 200  # for each rule
 _MOST_STEPS_IN_ALL = 100_000
 _DEPTH = 6  # places on a stack from its top on, after which two are taken for alike
 _MOST_PLACES = 400_000  # of all rules, written out
+_MOST_CUTS = 500_000  # sets of characters at each place where one begins or ends: some tenths of a second, some 20 MiB
 
 Stacks = frozenset[int]
 _END = 0  # the empty stack: the text may end
@@ -36,31 +38,33 @@ _END = 0  # the empty stack: the text may end
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found. `whole` when every text was followed to its end, so that `load` and `paths` are exact."""
+    """What was found; there may be more where the budget ended the search."""
 
     load: float
     paths: int
-    whole: bool
 
     @property
     def too_many(self) -> bool:
         return self.load > _MOST_LOAD or self.paths > _MOST_PATHS
 
 
-def ways(bodies: Mapping[str, Node]) -> Found:
-    """The most ways found for rules (the root is named ""). Stops at the first that are too many."""
+def ways(bodies: Mapping[str, Node], work: Work | None = None) -> Found:
+    """The most ways found for rules (the root is named ""). Stops at the first that are too many; what it took is
+    charged to `work`."""
     table = Pushdown(bodies)
-    load, paths, whole = 0.0, 0, True
+    load, paths = 0.0, 0
     share = max(_LEAST_STEPS, _MOST_STEPS // max(len(bodies), 1))
     try:
         for name in bodies:
             found = _Walk(table, _MOST_STEPS if not name else share).walk(name)
-            load, paths, whole = max(load, found.load), max(paths, found.paths), whole and found.whole
+            load, paths = max(load, found.load), max(paths, found.paths)
             if found.too_many or table.steps > _MOST_STEPS_IN_ALL:
-                return Found(load, paths, False)
+                break
     except _TooLarge:
-        return Found(load, paths, False)
-    return Found(load, paths, whole)
+        pass
+    if work is not None:
+        work.left -= len(bodies) + table.cost
+    return Found(load, paths)
 
 
 def too_many(bodies: Mapping[str, Node], names: Iterable[str]) -> list[str]:
@@ -79,7 +83,7 @@ def too_many(bodies: Mapping[str, Node], names: Iterable[str]) -> list[str]:
 
 
 class _TooLarge(Exception):
-    """The rules have more places than are looked at."""
+    """The rules have more places, or their characters more cuts, than are looked at."""
 
 
 class Pushdown:
@@ -91,17 +95,21 @@ class Pushdown:
     def __init__(self, bodies: Mapping[str, Node]) -> None:
         self._bodies = bodies
         self.steps = 0
+        self._cuts = 0
         self._numbers: dict[str, int] = {}
         self._rules: list[Node | list[int]] = []  # a node until it is reached; then the first place of each alternative
-        self._items: list[Ranges | int] = []  # at each place: characters, or the number of a rule
+        self._items: list[int] = []  # at each place: the number of a rule, or below 0 what `_characters` gave
+        self._sets: list[Ranges] = []  # each once: as keys, long ones would be read whole at every look
+        self._set_numbers: dict[Ranges, int] = {}
+        self._by_node: dict[int, int] = {}  # by the address of a node, all of which live as long as the rules
         self._last: list[bool] = []  # whether it is the last of its alternative
         self._stacks: list[tuple[int, int]] = [(-1, -1)]  # place and the stack below; the first is the empty one
         self._known: dict[tuple[int, int], int] = {}
         self._settled: dict[int, tuple[int, ...]] = {}
         self._looks: dict[int, int] = {}
         self._look_numbers: dict[tuple[int, int], int] = {}
-        self._splits: dict[frozenset[Ranges], list[frozenset[Ranges]]] = {}
-        self._wide: dict[Ranges, bool] = {}
+        self._splits: dict[frozenset[int], list[frozenset[int]]] = {}
+        self._wide: list[bool] = []
 
     # --- rules ---
 
@@ -122,7 +130,7 @@ class Pushdown:
             found = self._rules[rule] = [self._place(self._laid_out(item, rule)) for item in items]
         return found
 
-    def _place(self, items: list[Ranges | int]) -> int:
+    def _place(self, items: list[int]) -> int:
         if not items:
             return -1
         first = len(self._items)
@@ -132,11 +140,14 @@ class Pushdown:
         self._last += [False] * (len(items) - 1) + [True]
         return first
 
-    def _laid_out(self, node: Node, rule: int) -> list[Ranges | int]:
+    def _laid_out(self, node: Node, rule: int) -> list[int]:
         if isinstance(node, Literal):
-            return [((ord(c), ord(c)),) for c in node.text]
+            return [self._characters(((ord(c), ord(c)),)) for c in node.text]
         if isinstance(node, Characters):
-            return [node.ranges]
+            known = self._by_node.get(id(node))
+            if known is None:
+                known = self._by_node[id(node)] = self._characters(node.ranges)
+            return [known]
         if isinstance(node, Reference):
             return [self.rule(node.name)]
         if isinstance(node, Sequence):
@@ -148,7 +159,7 @@ class Pushdown:
             item = [self._new(node.item)]
         if len(item) * max(node.least, node.most or 0) > _MOST_PLACES:
             raise _TooLarge
-        after: list[Ranges | int] = []
+        after: list[int] = []
         if node.most is None:
             after = [self._again(item)]
         else:
@@ -156,12 +167,21 @@ class Pushdown:
                 after = [self._optional([*item, *after])]
         return item * node.least + after
 
-    def _optional(self, items: list[Ranges | int]) -> int:
+    def _characters(self, ranges: Ranges) -> int:
+        """The number of a set of characters, below 0."""
+        found = self._set_numbers.get(ranges)
+        if found is None:
+            self._sets.append(ranges)
+            self._wide.append(sum(high - low + 1 for low, high in ranges) > _MANY)
+            found = self._set_numbers[ranges] = -len(self._sets)
+        return found
+
+    def _optional(self, items: list[int]) -> int:
         rule = self._new(Choice(()))
         self._rules[rule] = [self._place(items), -1]
         return rule
 
-    def _again(self, item: list[Ranges | int]) -> int:
+    def _again(self, item: list[int]) -> int:
         rule = self._new(Choice(()))
         self._rules[rule] = [self._place([*item, rule]), -1]
         return rule
@@ -196,8 +216,8 @@ class Pushdown:
             seen.add(at)
             self.steps += 1
             place, below = self._stacks[at]
-            item = self._items[place] if at != _END else ()
-            if not isinstance(item, int):
+            item = self._items[place] if at != _END else -1
+            if item < 0:
                 ends[at] = None
                 continue
             rest = below if self._last[place] else self._pushed(place + 1, below)
@@ -210,10 +230,9 @@ class Pushdown:
         place, below = self._stacks[stack]
         return self.settled(below if self._last[place] else self._pushed(place + 1, below))
 
-    def top(self, stack: int) -> Ranges:
-        found = self._items[self._stacks[stack][0]]
-        assert not isinstance(found, int)
-        return found
+    def top(self, stack: int) -> int:
+        """The number of the set of characters that may come."""
+        return self._items[self._stacks[stack][0]]
 
     def look(self, stacks: Stacks) -> tuple[int, ...]:
         """What the stacks have in common with others on which the same can follow, for as long as it matters: how far
@@ -232,54 +251,61 @@ class Pushdown:
         self._looks[stack] = found
         return found
 
-    def splits(self, tops: Iterable[Ranges]) -> list[frozenset[Ranges]]:
-        """Which of these sets of characters have a character in common, as far as this differs: without those that
-        are part of another."""
+    def splits(self, tops: Iterable[int]) -> list[frozenset[int]]:
+        """Which of these sets of characters have a character in common, as far as this differs."""
         key = frozenset(tops)
         found = self._splits.get(key)
         if found is None:
-            found = self._splits[key] = _splits(key)
+            found = self._splits[key] = self._split(key)
         return found
+
+    def _split(self, tops: frozenset[int]) -> list[frozenset[int]]:
+        changes: list[tuple[int, bool, int]] = []
+        for top in tops:
+            ranges = self._sets[-1 - top]
+            self._charge(2 * len(ranges))
+            for low, high in ranges:
+                changes += ((low, True, top), (high + 1, False, top))
+        changes.sort()
+        now: set[int] = set()
+        found: dict[frozenset[int], None] = {}
+        for (at, begins, top), (following, _, _) in itertools.pairwise(changes):
+            if begins:
+                now.add(top)
+            else:
+                now.discard(top)
+            if now and following != at:
+                self._charge(len(now))
+                found[frozenset(now)] = None
+        return list(found)
+
+    def _charge(self, cuts: int) -> None:
+        self._cuts += cuts
+        if self._cuts > _MOST_CUTS:
+            raise _TooLarge
+
+    @property
+    def cost(self) -> int:
+        """What was done, in units of `Work`."""
+        return 25 * self.steps + 5 * self._cuts + 2 * len(self._items)
 
     def matches(self, text: str) -> bool:
         """Whether the rules allow the whole text."""
         stacks = self.begun(self.rule(""))
         for code in map(ord, text):
-            stacks = frozenset(
-                after for stack in stacks if stack != _END
-                if any(low <= code <= high for low, high in self.top(stack)) for after in self.after(stack)
-            )  # fmt: skip
+            taken = (stack for stack in stacks if stack != _END and self._takes(stack, code))
+            stacks = frozenset(after for stack in taken for after in self.after(stack))
         return _END in stacks
+
+    def _takes(self, stack: int, code: int) -> bool:
+        return any(low <= code <= high for low, high in self._sets[-1 - self.top(stack)])
 
     def load(self, stacks: Stacks) -> float:
         found = 0.0
         for stack in stacks:
             if stack != _END:
-                top = self.top(stack)
-                wide = self._wide.get(top)
-                if wide is None:
-                    wide = self._wide[top] = sum(high - low + 1 for low, high in top) > _MANY
-                found += 1.0 if wide else _NARROW
+                found += 1.0 if self._wide[-1 - self.top(stack)] else _NARROW
         return found
-
-
-def _splits(tops: frozenset[Ranges]) -> list[frozenset[Ranges]]:
-    changes: dict[int, list[tuple[bool, Ranges]]] = {}
-    for top in tops:
-        for low, high in top:
-            changes.setdefault(low, []).append((True, top))
-            changes.setdefault(high + 1, []).append((False, top))
-    now: set[Ranges] = set()
-    found: dict[frozenset[Ranges], None] = {}
-    for at in sorted(changes):
-        for begins, top in sorted(changes[at]):
-            if begins:
-                now.add(top)
-            else:
-                now.discard(top)
-        if now:
-            found[frozenset(now)] = None
-    return list(found)
 
 
 class _Walk:
@@ -293,11 +319,13 @@ class _Walk:
         table = self._table
         first = table.begun(table.rule(name))
         load, paths = table.load(first), 0
+        if load > _MOST_LOAD:  # before their characters are compared, which takes as many steps for each of them
+            return Found(load, paths)
         known = {table.look(first)}
         waiting = [(-load, 0, first)]
         while waiting:
             if table.steps > self._until:
-                return Found(load, paths, False)
+                return Found(load, paths)
             _, _, stacks = heapq.heappop(waiting)
             merges = False
             for matched in self._next(stacks):
@@ -308,16 +336,18 @@ class _Walk:
                     known.add(look)
                     its = table.load(following)
                     load = max(load, its)
+                    if load > _MOST_LOAD:
+                        return Found(load, paths)
                     heapq.heappush(waiting, (-its, len(known), following))
             if merges:
                 paths = max(paths, self._paths(stacks))
-            if load > _MOST_LOAD or paths > _MOST_PATHS:
-                return Found(load, paths, False)
-        return Found(load, paths, True)
+            if paths > _MOST_PATHS:
+                return Found(load, paths)
+        return Found(load, paths)
 
     def _next(self, stacks: Stacks) -> list[list[int]]:
         """Those of the stacks that a character moves, for each kind of character."""
-        by_top: dict[Ranges, list[int]] = {}
+        by_top: dict[int, list[int]] = {}
         for stack in stacks:
             if stack != _END:
                 by_top.setdefault(self._table.top(stack), []).append(stack)
