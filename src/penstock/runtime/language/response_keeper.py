@@ -150,7 +150,8 @@ class ResponseKeeper:
             return EventsPart(kept[after:], True)
         if after >= len(running.events) and running.stored.status in UNFINISHED and not self._closed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(running.changed.wait(), _FOLLOW_S)
+                async with asyncio.timeout(_FOLLOW_S):
+                    await running.changed.wait()
         ended = running.stored.status not in UNFINISHED
         if self._closed and not ended and after >= len(running.events):
             raise NotReady("the server is stopping")

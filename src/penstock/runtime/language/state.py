@@ -91,7 +91,8 @@ class StateFolder:
         if self._lock.closed:
             return
         with contextlib.suppress(TimeoutError, PenstockError):
-            await asyncio.wait_for(self.run(bool), _CLOSE_S)  # they are done in their order
+            async with asyncio.timeout(_CLOSE_S):
+                await self.run(bool)  # they are done in their order
         self._calls.put(None)
         self._lock.close()
 
