@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import openai.types.responses
 import orjson
 import pytest
 from http_calls import Calls, header_of, json_of
@@ -280,6 +281,12 @@ async def test_who_reads_one_that_is_deleted_is_told_so(respond: Responses) -> N
         await anext(stream.pieces)
     error = orjson.loads(data_of(stream.encode_error(gone.value)))["error"]
     assert "not found" in error["message"] and error["param"] == "id" and error["code"] is None
+
+
+def test_one_that_was_lost_can_be_read_by_clients(respond: Responses) -> None:
+    step = plug.wishes(respond.door).cut(b'{"id":"resp_1","created_at":1700000000}', "failed", "it is damaged", 0)
+    found = openai.types.responses.Response.model_validate_json(step.document)
+    assert found.id == "resp_1" and found.status == "failed" and found.error is not None and found.output_text == ""
 
 
 def data_of(piece: bytes) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from penstock.core.errors import Internal, InvalidInput, NotReady, PenstockError, TooLarge
+from penstock.core.errors import Internal, InvalidInput, NotReady, Overloaded, PenstockError, QuotaExceeded, TooLarge
 from penstock.core.responses import UNFINISHED, AnswersWishes, EventsPart, Step, StoredResponse, Wish
 from penstock.runtime.language.kept_responses import Head, KeptResponses, ResponseBounds
 from penstock.runtime.language.pauses import pauses
@@ -218,7 +218,7 @@ class ResponseKeeper:
         for pause_s in pauses():
             try:
                 again_s = await self._try(running)
-            except PenstockError as error:
+            except (TooLarge, QuotaExceeded, Overloaded) as error:
                 await self._end(running, "failed", error.message)
                 return
             except Exception:  # outermost: whoever asks for it is told
@@ -234,7 +234,10 @@ class ResponseKeeper:
             await asyncio.sleep(wait_s)
 
     async def _try(self, running: _Running) -> float | None:
-        """Seconds until it is worth another try; None when it has ended. Raises: PenstockError when it has failed."""
+        """Seconds until it is worth another try; None when it has ended.
+
+        Raises: TooLarge, QuotaExceeded, Overloaded when its events take too much room.
+        """
         number = 0
         steps = cast(Any, self._answers.steps(running.wish, running.head.owner, running.deadline))
         async with aclosing(steps):
