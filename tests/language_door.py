@@ -37,6 +37,7 @@ async def engine_of(path: Path, name: str = "m", *, limits: Any = None, **option
         yield engine
     finally:
         await manager.close(0)
+        engine.close()
 
 
 @contextlib.asynccontextmanager

@@ -12,6 +12,7 @@ import pytest
 from penstock.core.errors import InvalidInput
 from penstock.core.language import Ask, EngineInfo, Format, Sampling, Tool
 from penstock.language.grammars import Compiler
+from penstock.runtime.language.compiles import Compiles
 from penstock.runtime.language.planning import Planner
 from penstock.runtime.language.texts import Texts, read
 
@@ -38,7 +39,7 @@ def test_an_end_beside_a_grammar_is_a_wrong_value_whatever_the_engine_lacks(
     texts: Texts, lacking: dict[str, object], sampling: Sampling, held: dict[str, object]
 ) -> None:
     info = dataclasses.replace(INFO, **lacking)  # type: ignore[arg-type]  # fields by name
-    planner = Planner("m", info, texts, Compiler(), 1.0)
+    planner = Planner("m", info, texts, Compiles(Compiler()), 1.0)
     ask = dataclasses.replace(Ask(prompt="x", sampling=sampling), **held)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="ends where that ends") as caught:
         asyncio.run(planner.plan(ask, time.monotonic()))

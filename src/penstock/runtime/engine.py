@@ -121,6 +121,10 @@ class Engine:
             raise Unsupported("this server keeps no answers")
         return self.kept.responses
 
+    def close(self) -> None:
+        """To be called when no request is left. Models are the manager's to close."""
+        self._sessions.close()
+
     def note_spoken(self, spoken: Spoken) -> None:
         """Takes what a request to a language model came to, in this process or another front."""
         if (loaded := self.loaded(spoken.model, spoken.version)) is not None:

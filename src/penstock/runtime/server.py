@@ -202,6 +202,7 @@ async def _kept(engine: Engine, protocols: Sequence[HttpProtocol], folder: str |
 async def _close_models(manager: Manager, engine: Engine) -> None:
     """Closes every version in what is left of the grace: batches whose callers were cut may still compute."""
     await manager.close(max(0.0, engine.close_by - time.monotonic()))
+    engine.close()
 
 
 async def _before(stop: asyncio.Event, task: asyncio.Task[None]) -> bool:

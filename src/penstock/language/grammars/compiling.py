@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -47,14 +48,26 @@ class Compiled:
         self.arguments[name].check(value)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A grammar that was asked for. Two with the same `key` are the same."""
+
+    format: Format
+    tools: SequenceOf[Tool]  # none, where none may be called
+    tool_choice: str
+    parallel: bool
+    tool_format: ToolFormat
+    where: str
+    key: str
+
+
 _LONGEST_REGEX = 4096  # a pattern above this is not short; engines take the grammar
 _SCHEMA = "response_format.json_schema.schema"
 
 
 class Compiler:
-    """Compiles, and remembers what it compiled: at most `entries` grammars and `most_bytes` of them. Thread-safe.
-
-    A grammar that was refused is not remembered: refusing takes some seconds at most, of a thread of its own.
+    """Compiles, and remembers what it compiled: at most `entries` grammars and `most_bytes` of them, and why it refused
+    as many others. Thread-safe. One grammar may take some seconds: never on a loop (see `Work`).
     """
 
     def __init__(self, limits: Limits | None = None, entries: int = 256, most_bytes: int = 64 * 1024 * 1024) -> None:
@@ -62,6 +75,7 @@ class Compiler:
         self._entries, self._most_bytes = entries, most_bytes
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
         self._bytes = 0
+        self._refused: OrderedDict[bytes, InvalidInput] = OrderedDict()  # by the digest of the key
         self._lock = Lock()
 
     def compile_format(
@@ -74,20 +88,53 @@ class Compiler:
         and tools the output stays free and `check_call` validates the arguments. `where` is what the caller calls
         the format, for errors. Raises InvalidInput that names the parameter and the keyword.
         """
+        wanted = self.wanted(format, tools, tool_choice, parallel, tool_format=tool_format, where=where)
+        return None if wanted is None else self.make(wanted)
+
+    def wanted(
+        self, format: Format, tools: SequenceOf[Tool] = (), tool_choice: str = "auto", parallel: bool = True, *,
+        tool_format: ToolFormat = PLAIN, where: str = "",
+    ) -> Wanted | None:  # fmt: skip
+        """What `compile_format` is asked for, to be given to `kept` and `make`. Raises InvalidInput."""
         calls = bool(tools) and tool_choice != "none"
         if (tool_choice == "required" or tool_choice.startswith("=")) and not tools:
             raise InvalidInput("tool_choice: asks for a tool call, and there are no tools")
         if format.kind == "text" and not calls:
             return None
-        key = self._key(format, tools if calls else (), tool_choice if calls else "", parallel, tool_format, where)
+        tools, tool_choice = (tools, tool_choice) if calls else ((), "")
+        key = self._key(format, tools, tool_choice, parallel, tool_format, where)
+        return Wanted(format, tools, tool_choice, parallel, tool_format, where, key)
+
+    def kept(self, wanted: Wanted) -> Compiled | None:
+        """What was compiled before, if it is remembered. Raises InvalidInput where it was refused before."""
+        digest = _digest(wanted.key)
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        if calls and (format.kind == "text" or tool_choice != "auto"):
-            made = self._calls(tools, tool_choice, parallel, tool_format)
-        else:
-            made = _compile(format, self.limits, where)
+            if wanted.key in self._kept:
+                self._kept.move_to_end(wanted.key)
+                return self._kept[wanted.key]
+            refused = self._refused.get(digest)
+            if refused is None:
+                return None
+            self._refused.move_to_end(digest)
+        raise _again(refused)
+
+    def make(self, wanted: Wanted) -> Compiled:
+        """The grammar, compiled unless it is remembered. Raises InvalidInput."""
+        found = self.kept(wanted)
+        if found is not None:
+            return found
+        try:
+            if wanted.tools and (wanted.format.kind == "text" or wanted.tool_choice != "auto"):
+                made = self._calls(wanted.tools, wanted.tool_choice, wanted.parallel, wanted.tool_format)
+            else:
+                made = _compile(wanted.format, self.limits, wanted.where)
+        except InvalidInput as error:
+            with self._lock:
+                self._refused[_digest(wanted.key)] = _again(error)
+                while len(self._refused) > self._entries:
+                    self._refused.popitem(last=False)
+            raise
+        key = wanted.key
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made
@@ -132,6 +179,15 @@ class Compiler:
             Grammar("ebnf", text), None, always, tuple(sorted(validated)), read_and_drop if always else _anything,
             rules, root, 8 * len(text), validators,
         )  # fmt: skip
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
+
+
+def _again(error: InvalidInput) -> InvalidInput:
+    """The same refusal, without the frames that the first one came through."""
+    return type(error)(error.message, parameter=error.parameter, problem=error.problem)
 
 
 def _anything(text: str) -> None:

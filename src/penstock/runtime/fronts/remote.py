@@ -106,6 +106,7 @@ class RemoteEngine(wire.Link[wire.ToFront]):
         for queue in self._streams.values():
             queue.put_nowait(lost)
         super().connection_lost(exc)
+        self._sessions.close()
         self._note_change()
 
     def _settle(self, id: int, result: object) -> None:

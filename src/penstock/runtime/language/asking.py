@@ -29,10 +29,10 @@ from penstock.core.language import (
 )
 from penstock.core.messages import NO_DEADLINE, Request, Response, Timings
 from penstock.language.detokenise import Detokeniser
-from penstock.language.grammars import Compiler
 from penstock.language.merging import merged
 from penstock.runtime.language import wire
 from penstock.runtime.language.choice_text import ChoiceText, text_token
+from penstock.runtime.language.compiles import Compiles
 from penstock.runtime.language.figures import Gaps, Spoken
 from penstock.runtime.language.gate import CHOICE, SERIAL
 from penstock.runtime.language.planning import Plan, Planner, check_end
@@ -60,7 +60,7 @@ class Session:
     """`core.language.LanguageModel` of one version."""
 
     def __init__(
-        self, door: Door, described: ModelDescription, info: EngineInfo, texts: Texts, compiler: Compiler,
+        self, door: Door, described: ModelDescription, info: EngineInfo, texts: Texts, compiles: Compiles,
         observe: Callable[[Spoken], None],
     ) -> None:  # fmt: skip
         self._door = door
@@ -70,7 +70,7 @@ class Session:
         self._serial = described.serial
         timeout_s = described.config.get("timeout_s")
         self._timeout_s = float(timeout_s) if isinstance(timeout_s, int | float) else 600.0
-        self._planner = Planner(described.name, info, texts, compiler, self._timeout_s)
+        self._planner = Planner(described.name, info, texts, compiles, self._timeout_s)
         template = texts.templates.default
         self.card = Card(
             described.name, str(described.version), info, texts.created, chat=template is not None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from dataclasses import dataclass
 from penstock.core.errors import InvalidInput, ServableError, TooLarge, Unsupported
 from penstock.core.language import Ask, EngineInfo, Finished, Format, Grammar, Tool
 from penstock.core.messages import NO_DEADLINE
-from penstock.language.grammars import PLAIN, PLAIN_LIST, Compiled, Compiler
+from penstock.language.grammars import PLAIN, PLAIN_LIST, Compiled
 from penstock.runtime.language import checks
 from penstock.runtime.language.choice_text import ChoiceText
+from penstock.runtime.language.compiles import Compiles
 from penstock.runtime.language.reading import Forced, Forms, arguments
 from penstock.runtime.language.texts import Texts
 
@@ -35,15 +35,15 @@ class Plan:
 class Planner:
     """Plans requests to one version. `timeout_s` is the deadline of those that bring none."""
 
-    def __init__(self, name: str, info: EngineInfo, texts: Texts, compiler: Compiler, timeout_s: float) -> None:
+    def __init__(self, name: str, info: EngineInfo, texts: Texts, compiles: Compiles, timeout_s: float) -> None:
         self._name = name
         self._info = info
         self._texts = texts
-        self._compiler = compiler
+        self._compiles = compiles
         self._timeout_s = timeout_s
 
     async def plan(self, ask: Ask, received: float) -> Plan:
-        """The plan of one request. Raises: InvalidInput, TooLarge, Unsupported."""
+        """The plan of one request. Raises: InvalidInput, TooLarge, Unsupported, Overloaded, DeadlineExceeded."""
         info = self._info
         if not info.generates:
             raise Unsupported(f"model '{self._name}' does not generate text; ask it for embeddings")
@@ -57,7 +57,8 @@ class Planner:
         if forced:
             _check_ends(ask)  # before what the engine lacks: another model would be asked in vain
         checks.check(ask, info)
-        compiled = await self._compiled(ask, tools, forced)
+        deadline = ask.deadline if ask.deadline != NO_DEADLINE else received + self._timeout_s
+        compiled = await self._compiled(ask, tools, forced, deadline)
         grammar = self._grammar(ask, compiled, forced)
         forms, given = None, ask.template_arguments
         if ask.messages is not None:
@@ -83,7 +84,6 @@ class Planner:
                 f"of {context}; ask for at most {room}, or shorten the prompt",
                 parameter=name, problem="context_length_exceeded",
             )  # fmt: skip
-        deadline = ask.deadline if ask.deadline != NO_DEADLINE else received + self._timeout_s
         return Plan(text, tuple(ids), ask.max_tokens or room, compiled, grammar, deadline, forms, tools, forced)
 
     async def _prompt(self, ask: Ask, tools: Sequence[Tool], given: Mapping[str, object]) -> tuple[str, list[int]]:
@@ -105,18 +105,18 @@ class Planner:
                 raise
             raise InvalidInput(error.message, parameter=checks.name(ask, "messages"), problem="invalid_value") from None
 
-    async def _compiled(self, ask: Ask, tools: Sequence[Tool], forced: Forced) -> Compiled | None:
+    async def _compiled(self, ask: Ask, tools: Sequence[Tool], forced: Forced, deadline: float) -> Compiled | None:
         """What the output is held to, and checked by in the end."""
         if not forced and not any(tool.strict for tool in tools):
             return None
-        compile_format = self._compiler.compile_format
+        compile_format = self._compiles.compile_format
         name = checks.name(ask, "format" if forced == "format" else "tools")
         try:
             if forced == "format":
-                return await asyncio.to_thread(compile_format, ask.format, where=ask.names.get("format", ""))
+                return await compile_format(ask.format, where=ask.names.get("format", ""), deadline=deadline)
             form = PLAIN_LIST if ask.parallel_tool_calls and ask.tool_choice == "required" else PLAIN
-            return await asyncio.to_thread(
-                compile_format, Format(), ask.tools, ask.tool_choice, ask.parallel_tool_calls, tool_format=form
+            return await compile_format(
+                Format(), ask.tools, ask.tool_choice, ask.parallel_tool_calls, tool_format=form, deadline=deadline
             )
         except InvalidInput as error:  # whose message says where in the format or the tools
             if error.parameter:

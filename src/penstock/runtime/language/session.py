@@ -11,6 +11,7 @@ from penstock.core.errors import InvalidInput, LoadError, NotFound, NotReady, Un
 from penstock.core.language import LanguageModel
 from penstock.language.grammars import Compiler
 from penstock.runtime.language.asking import Session
+from penstock.runtime.language.compiles import Compiles
 from penstock.runtime.language.figures import Spoken
 from penstock.runtime.language.named import Named
 from penstock.runtime.language.relaying import Relay
@@ -22,13 +23,13 @@ _Key = tuple[str, int, int]  # name, version, its load
 
 class Sessions:
     """The language models behind one door. Tokenizers and templates are read once for each version, in a thread, and
-    forgotten when it goes. `observe` takes what each request came to."""
+    forgotten when it goes. `observe` takes what each request came to. `close` is the owner's."""
 
     def __init__(self, door: Door, observe: Callable[[Spoken], None]) -> None:
         self._door = door
         self._observe = observe
         self._texts: dict[_Key, asyncio.Task[Texts]] = {}
-        self._compiler = Compiler()
+        self._compiles = Compiles(Compiler())
 
     async def open(self, model: str, version: str = "", passed: frozenset[str] = frozenset()) -> LanguageModel:
         """See `core.door.Door.language`. `passed` are the models that could not do what this one is asked."""
@@ -43,7 +44,7 @@ class Sessions:
             raise Unsupported(f"'{name}' is no language model; ask /v2/models/{name}/infer")
         if info.chats:
             return Relay(self._door, described, info, self._observe)
-        return Session(self._door, described, info, await self._read(described), self._compiler, self._observe)
+        return Session(self._door, described, info, await self._read(described), self._compiles, self._observe)
 
     async def _read(self, described: ModelDescription) -> Texts:
         key = _key(described)
@@ -58,6 +59,10 @@ class Sessions:
             return await asyncio.shield(task)  # others may wait for it too
         except (InvalidInput, LoadError) as error:
             raise NotReady(f"model '{described.name}' cannot be asked: {error.message}") from error
+
+    def close(self) -> None:
+        """Compiles no grammars any more."""
+        self._compiles.close()
 
     def prune(self) -> None:
         """Forgets what is no longer served; to be called when versions come and go."""
